@@ -1,0 +1,34 @@
+"""Decode-time methods for large language models: small models and small corrections steer a large one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from .integrations.transformers.loading import load
+    from .integrations.transformers.low_bit import LowBitConfig, LowBitModel
+    from .integrations.transformers.quantized_verification import QuantizedVerification
+    from .integrations.transformers.runner import Runner
+
+__version__ = "0.1.0"
+
+__all__ = ["InputError", "LowBitConfig", "LowBitModel", "QuantizedVerification", "Runner", "__version__", "load"]
+
+_HOMES = {
+    "load": "loading",
+    "LowBitConfig": "low_bit",
+    "LowBitModel": "low_bit",
+    "QuantizedVerification": "quantized_verification",
+    "Runner": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing transformers takes seconds: only those who use it wait for it.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f".integrations.transformers.{_HOMES[name]}", __name__), name)

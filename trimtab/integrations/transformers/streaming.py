@@ -1,0 +1,44 @@
+"""Streamers under `custom_generate`, which transformers 5.16-5.19 neither forwards nor ends.
+
+`generate(streamer=s, custom_generate=f)` calls `s.put(prompt)` and then forgets `s`: a `TextIteratorStreamer` consumer
+would wait for ever. trimtab therefore looks `s` up in the frame of `generate` that called it.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from transformers import GenerationMixin
+from transformers.generation.streamers import BaseStreamer
+
+_GENERATE_CODE = getattr(GenerationMixin.generate, "__wrapped__", GenerationMixin.generate).__code__
+
+
+def streamer_of_generate() -> BaseStreamer | None:
+    """The `streamer=` of the `generate` call that is running this code, None without one."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _GENERATE_CODE:
+            streamer: BaseStreamer | None = frame.f_locals.get("streamer")
+            return streamer
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+class LockstepStream:
+    """Feeds a streamer as plain `generate` does: one `[batch]` tensor a step, padding for rows that have ended.
+
+    Rows of a speculative batch advance unevenly; a step is put out once every unfinished row has reached it.
+    """
+
+    def __init__(self, streamer: BaseStreamer, pad_token_id: int) -> None:
+        self._streamer, self._pad, self._sent = streamer, pad_token_id, 0
+
+    def update(self, rows: list[list[int]], finished: list[bool]) -> None:
+        """`rows`: new tokens of each row so far."""
+        open_rows = [len(row) for row, done in zip(rows, finished, strict=True) if not done]
+        ready = min(open_rows) if open_rows else max(map(len, rows))
+        for step in range(self._sent, ready):
+            self._streamer.put(torch.tensor([row[step] if step < len(row) else self._pad for row in rows]))
+        self._sent = max(self._sent, ready)
