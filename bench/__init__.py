@@ -1,0 +1,1 @@
+"""Scripts that measure trimtab beside its peers, all in one process and taking turns."""

