@@ -33,7 +33,7 @@ class PromptLookup:
     def extend(self, tokens: Iterable[int]) -> None:
         """Append tokens; O(max_ngram) each."""
         sequence, continuations = self.tokens, self._continuations
-        for token in tokens:
+        for token in tuple(tokens):
             end = len(sequence)
             replaced = []
             for size in self._sizes:
@@ -45,7 +45,13 @@ class PromptLookup:
             sequence.append(token)
 
     def truncate(self, length: int) -> None:
-        """Forget all but the first `length` tokens; O(max_ngram) per token forgotten."""
+        """Forget all but the first `length` tokens; O(max_ngram) per token forgotten.
+
+        Raises:
+            ValueError: `length` is negative.
+        """
+        if length < 0:
+            raise ValueError(f"length is {length}: give the number of tokens to keep, 0 or more")
         while len(self.tokens) > length:
             self.tokens.pop()
             for ngram, previous in self._journal.pop():

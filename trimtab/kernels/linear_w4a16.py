@@ -35,8 +35,8 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     groups = weight.float().view(out, size // GROUP, GROUP)
     low, high = groups.aminmax(dim=-1)
     scale = (high - low) / 15
-    scale = torch.where(scale > 0, scale, 1.0)
-    levels = ((groups - low[..., None]) / scale[..., None]).round_().clamp_(0, 15)
+    # a constant group has scale 0 and its value as zero point
+    levels = ((groups - low[..., None]) / torch.where(scale > 0, scale, 1.0)[..., None]).round_().clamp_(0, 15)
     return levels.view(out, size).to(torch.int32), scale, low + 8 * scale
 
 
@@ -72,7 +72,7 @@ def linear_w4a16(x: Tensor, packed: Tensor, scales_zeros: Tensor, out_features: 
     Returns:
         `[tokens, out_features]` in the dtype of `x`.
     """
-    half = x.to(torch.bfloat16)
+    half = x.to(torch.bfloat16).contiguous()
     if x.device.type == "cuda":
         out = torch.ops.aten._weight_int4pack_mm(half, packed, GROUP, scales_zeros)
     else:

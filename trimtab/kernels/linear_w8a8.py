@@ -15,6 +15,7 @@ The integer part is exact: int32 accumulation.
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
 
 import torch
@@ -51,7 +52,8 @@ def quantize_activation(x: Tensor, bits: ActivationBits) -> tuple[Tensor, Tensor
     Returns:
         `[tokens, in]` int8, or `[2 * tokens, in]` with the high plane first; and `[tokens, 1]` float32 scales.
     """
-    x = x.float()
+    # a fresh row-major tensor: the byte views below and _int_mm read strides, also those of sizes 0 and 1
+    x = torch.empty(x.shape, dtype=torch.float32, device=x.device).copy_(x)
     levels = _LEVELS if bits == 8 else _LEVELS_16
     scale = x.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(levels)
     scaled = (x / scale).round_()
@@ -78,6 +80,8 @@ def linear_w8a8(
     Returns:
         `[tokens, out]` in the dtype of `x`.
     """
+    if not len(x):
+        return x.new_zeros(0, len(weight))
     planes, token_scale = quantize_activation(x, bits)
     sums = _int8_matmul(planes, weight)
     if bits == 8:
@@ -98,12 +102,26 @@ def linear_w8a8_reference(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor
 
 
 def _int8_matmul(a: Tensor, weight: Tensor) -> Tensor:
-    """`[rows, in] int8 @ [out, in].T int8 -> [rows, out] int32`."""
-    if a.device.type != "cuda":
-        return torch._int_mm(a, weight.t())
-    # cuBLASLt wants more than 16 rows, and sizes in multiples of 8.
+    """`[rows, in] int8 @ [out, in].T int8 -> [rows, out] int32`, exact."""
     rows, (out, size) = len(a), weight.shape
-    if size % 8 or out % 8:
+    if size == 1:  # _int_mm takes the stride of a dimension of size 1 at its word and reads elsewhere
+        return a.int() * weight.int().t()
+    if a.device.type == "cuda":
+        # cuBLASLt wants more than 16 rows, and sizes in multiples of 8
+        if size % 8 or out % 8:
+            return (a.double() @ weight.t().double()).to(torch.int32)
+        padded = a if rows > 16 else torch.cat([a, a.new_zeros(17 - rows, size)])
+        return torch._int_mm(padded, weight.t())[:rows]
+    if a.device.type == "cpu" and not _cpu_matmul_is_exact():
+        # float64 holds every int32 sum; slow, but the only exact product torch has on such a machine
         return (a.double() @ weight.t().double()).to(torch.int32)
-    padded = a if rows > 16 else torch.cat([a, a.new_zeros(17 - rows, size)])
-    return torch._int_mm(padded, weight.t())[:rows]
+    return torch._int_mm(a, weight.t())
+
+
+@functools.cache
+def _cpu_matmul_is_exact() -> bool:
+    """Whether oneDNN's int8 product is exact here: without VNNI instructions it saturates in int16."""
+    extreme = torch.full((32, 64), _LEVELS, dtype=torch.int8)
+    signs = torch.tensor([1, -1], dtype=torch.int8).repeat(16)[:, None]
+    expected = ((extreme * signs).int() @ extreme.int().t()).tolist()
+    return bool(torch._int_mm(extreme * signs, extreme.t()).tolist() == expected)

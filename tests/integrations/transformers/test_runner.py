@@ -174,11 +174,17 @@ def test_context_is_a_limit(tiny_llama: PreTrainedModel) -> None:
 
 
 def test_unsupported_models_are_refused_by_name() -> None:
-    from transformers import BloomConfig, BloomForCausalLM, MambaConfig, MambaForCausalLM, T5Config
-    from transformers import T5ForConditionalGeneration as T5
+    from transformers import (
+        BloomConfig,
+        BloomForCausalLM,
+        MambaConfig,
+        MambaForCausalLM,
+        T5Config,
+        T5ForConditionalGeneration,
+    )
 
     small = {"vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 1}
-    t5 = T5(T5Config(vocab_size=32, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8))
+    t5 = T5ForConditionalGeneration(T5Config(vocab_size=32, d_model=16, d_ff=16, num_layers=1, num_heads=2, d_kv=8))
     with pytest.raises(InputError, match="T5ForConditionalGeneration is an encoder-decoder"):
         check_supported(t5)
     with pytest.raises(InputError, match=r"MambaForCausalLM has .*cannot be rolled back"):

@@ -43,21 +43,22 @@ class RopeTable:
     def __init__(self, rotary: nn.Module, layer_type: str | None, like: Tensor) -> None:
         self._rotary, self._like = rotary, like
         self._extra = {} if layer_type is None else {"layer_type": layer_type}
-        self._cos = self._sin = like.new_empty(0, 0)
+        # replaced as a pair: another thread may be reading it
+        self._table = (like.new_empty(0, 0), like.new_empty(0, 0))
 
     def __call__(self, window: Window) -> tuple[Tensor, Tensor]:
         """`[batch, window, head_dim]` each."""
-        if window.kv_length > len(self._cos):
-            self._build(max(window.kv_length, 2 * len(self._cos), 256))
-        return self._cos[window.positions], self._sin[window.positions]
+        cos, sin = self._table
+        if window.kv_length > len(cos):
+            self._table = cos, sin = self._build(max(window.kv_length, 2 * len(cos), 256))
+        return cos[window.positions], sin[window.positions]
 
-    def _build(self, length: int) -> None:
+    def _build(self, length: int) -> tuple[Tensor, Tensor]:
         positions = torch.arange(length, device=self._like.device)[None]
         cos, sin = self._rotary(self._like, position_ids=positions, **self._extra)
         half = sin.shape[-1] // 2
-        self._cos = cos[0]
         # rotate_half(x) is roll(x, half) with the first half negated; the sign is kept here, once.
-        self._sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+        return cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

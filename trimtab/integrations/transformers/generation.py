@@ -12,7 +12,7 @@ from transformers.generation.stopping_criteria import EosTokenCriteria, MaxLengt
 from transformers.generation.streamers import BaseStreamer
 
 from ...errors import InputError
-from .padding import pad_left, pad_right
+from .padding import pad_batch, pad_right
 from .runner import context_length
 from .streaming import LockstepStream
 
@@ -95,7 +95,7 @@ class Generation:
                 if token in self.eos or self.room(row) <= 0:
                     open_.discard(row)
             if self._criteria and stepped:
-                ids = pad_left(self.shown, self.pad).to(self.input_ids.device)
+                ids = pad_batch(self.shown, [row for _, row in stepped], self.pad).to(self.input_ids.device)
                 ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
                 for criterion in self._criteria:
                     # the base class documents a bool tensor, older criteria return a plain bool

@@ -16,7 +16,7 @@ from transformers.generation import logits_process as hf
 
 from ...decoding.acceptance import NO_DRAFT, greedy_token, sampled_token
 from ...errors import InputError
-from .padding import pad_left
+from .padding import pad_batch, pad_left
 
 SCORES_ONLY = (
     hf.TemperatureLogitsWarper,
@@ -174,13 +174,8 @@ class WindowSampler:
             if isinstance(processor, SCORES_ONLY):
                 # These never read input_ids; an empty tensor would tell if one began to.
                 scores = processor(scores.new_empty(len(scores), 0, dtype=torch.long), scores)
-            elif isinstance(processor, ROW_BY_ROW) and len({len(prefix) for prefix in prefixes}) > 1:
-                scores = torch.cat(
-                    [
-                        processor(pad_left([prefix]).to(scores.device), scores[i : i + 1])
-                        for i, prefix in enumerate(prefixes)
-                    ]
-                )
+            elif isinstance(processor, ROW_BY_ROW):
+                scores = _process_rows(processor, scores, prefixes)
             else:
                 scores = self._process_batch(processor, scores, prefixes, shown, rows)
         return scores
@@ -200,4 +195,13 @@ class WindowSampler:
         index = torch.tensor(list(rows), device=scores.device)
         everything = scores.new_zeros(len(batch), scores.shape[1])
         everything[index] = scores
-        return processor(pad_left(batch, self._pad).to(scores.device), everything)[index]
+        processed: Tensor = processor(pad_batch(batch, rows, self._pad).to(scores.device), everything)
+        return processed[index]
+
+
+def _process_rows(processor: LogitsProcessor, scores: Tensor, prefixes: list[list[int]]) -> Tensor:
+    if len({len(prefix) for prefix in prefixes}) == 1:
+        together: Tensor = processor(pad_left(prefixes).to(scores.device), scores)
+        return together
+    alone = [processor(pad_left([prefix]).to(scores.device), scores[i : i + 1]) for i, prefix in enumerate(prefixes)]
+    return torch.cat(alone)

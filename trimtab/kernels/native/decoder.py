@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -93,7 +94,8 @@ class NativeDecoder:
             layer=self._layers,
             head=self._linear(weights.head),
         )
-        self._scratch = torch.empty(0)
+        # one decoder serves several generations at once; each thread needs working memory of its own
+        self._local = threading.local()
 
     def __call__(
         self,
@@ -123,8 +125,9 @@ class NativeDecoder:
         """
         threads = torch.get_num_threads()
         needed = self._scratch_floats(self._decoder, len(x), longest, threads)
-        if len(self._scratch) < needed:
-            self._scratch = torch.empty(needed)
+        scratch: Tensor | None = getattr(self._local, "scratch", None)
+        if scratch is None or len(scratch) < needed:
+            self._local.scratch = scratch = torch.empty(needed)
         logits = torch.empty(len(select), self._vocab)
         tables = [ropes[kind] for kind in self.ropes]
         pointers = _POINTER * len(keys)
@@ -143,7 +146,7 @@ class NativeDecoder:
             values=pointers(*(layer.data_ptr() for layer in values)),
             x=x.data_ptr(),
             logits=logits.data_ptr(),
-            scratch=self._scratch.data_ptr(),
+            scratch=scratch.data_ptr(),
         )
         self._step(self._decoder, step)
         return logits
