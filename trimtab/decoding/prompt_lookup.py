@@ -6,7 +6,7 @@ longest n-gram of the last 3..1 tokens that occurred before, and the 5 tokens th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 class PromptLookup:
@@ -76,16 +76,3 @@ class PromptLookup:
                     draft.append(sequence[index] if index < end else draft[index - end])
                 return draft
         return []
-
-
-class BatchPromptLookup:
-    """One index a row."""
-
-    def __init__(self, prompts: Sequence[Sequence[int]], max_ngram: int = 3, min_ngram: int = 1) -> None:
-        self.rows = [PromptLookup(max_ngram, min_ngram) for _ in prompts]
-        for row, prompt in zip(self.rows, prompts, strict=True):
-            row.extend(prompt)
-
-    def draft(self, counts: Sequence[int]) -> list[list[int]]:
-        """A draft of at most `counts[b]` tokens for each row."""
-        return [row.draft(count) for row, count in zip(self.rows, counts, strict=True)]
