@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.decoding.prompt_lookup import BatchPromptLookup, PromptLookup
+from trimtab.decoding.prompt_lookup import PromptLookup
 
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
 NGRAMS = st.tuples(st.integers(1, 4), st.integers(1, 4)).map(sorted)
@@ -161,21 +161,3 @@ def test_bad_ngram_lengths(high: int, low: int) -> None:
     """Lengths that are not `1 <= min <= max` are refused, with both values in the message."""
     with pytest.raises(ValueError, match=f"min {low} and max {high}"):
         PromptLookup(high, low)
-
-
-def test_batch_rows_are_independent() -> None:
-    """Each row drafts from its own prompt and up to its own count."""
-    prompts = [[1, 2, 3, 1], [5, 5, 5], [1, 2, 3, 4]]
-    batch = BatchPromptLookup(prompts)
-    assert batch.draft([3, 2, 3]) == [[2, 3, 1], [5, 5], []]
-    assert batch.draft([0, 1, 1]) == [[], [5], []]
-    batch.rows[2].extend([1])
-    assert batch.draft([1, 1, 1]) == [[2], [5], [2]]
-
-
-def test_batch_bad_arguments() -> None:
-    """A wrong number of counts, or bad n-gram lengths, is refused."""
-    with pytest.raises(ValueError, match="shorter"):
-        BatchPromptLookup([[1], [2]]).draft([1])
-    with pytest.raises(ValueError, match="min 2 and max 1"):
-        BatchPromptLookup([[1]], 1, 2)

@@ -19,13 +19,14 @@ from transformers import PreTrainedModel
 
 from ...kernels.decoder_weights import DecoderWeights, FloatLinear, LayerWeights, Linear, RMSNorm
 from ...kernels.native import decoder as native
+from ...kernels.quantized_linear import Int8Linear
 from .state import Window
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
 """`config.model_type` of the models that the lean forward covers, each held to transformers' own logits by a test."""
 
-NATIVE_TOKENS = 64
-"""Most tokens in one native step: beyond, blocked matrix products are faster than rows streamed from memory."""
+NATIVE_TOKENS = {torch.float32: 128, torch.int8: 256}
+"""Most tokens in one native step, by the type of the weights; beyond, torch's operators are as fast or faster."""
 
 LinearFactory = Callable[[tuple[str, ...]], Linear]
 """Names of modules that read the same input -> one linear that computes all of them, side by side."""
@@ -86,10 +87,12 @@ class LeanDecoder:
         }
         float32 = core.embed_tokens.weight.dtype == torch.float32
         self._native = native.NativeDecoder(self.weights) if float32 and native.supports(self.weights) else None
+        low_bit = isinstance(self.weights.layers[0].down, Int8Linear)
+        self._native_tokens = NATIVE_TOKENS[torch.int8 if low_bit else torch.float32]
 
     def __call__(self, tokens: Tensor, window: Window, select: Tensor | None = None) -> Tensor:
         """Logits `[batch, window, vocab]`, or with `select` (`[batch]` window indices) `[batch, vocab]`."""
-        if self._native is not None and tokens.numel() <= NATIVE_TOKENS:
+        if self._native is not None and tokens.numel() <= self._native_tokens:
             return self._native_forward(self._native, tokens, window, select)
         batch, width = tokens.shape
         weights, activation = self.weights, _TORCH_ACTIVATIONS[self.weights.activation]

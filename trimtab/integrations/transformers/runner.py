@@ -17,7 +17,7 @@ from .state import SequenceState, Window
 Forward = Callable[[Tensor, Window, Tensor | None], Tensor]
 """`(tokens [batch, window], window, select) -> logits`; writes the window's keys and values."""
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = 256
 """Tokens a row in one prefill pass: bounds the memory of attention scores and masks, not of the result."""
 
 

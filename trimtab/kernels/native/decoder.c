@@ -2,8 +2,8 @@
 //
 // The weights are the caller's tensors as they lie ([out, in] row-major, float32 or int8), the keys and values the
 // caller's cache ([batch, kv_heads, capacity, head_dim] float32). A step carries M tokens, each with its row of the
-// batch and its position; M is small (a verification window times the batch), so every product is bound by reading
-// the weights once, and a weight row is multiplied with all tokens while it is in registers.
+// batch and its position. For small M (a verification window times the batch) every product is bound by reading the
+// weights, so each is read from memory once and multiplied with all tokens while it is in the first-level cache.
 //
 // Portable C with GCC/Clang vector types; the int8 dot product uses AVX-512 VNNI where the machine has it.
 // Formats are those of linear_w8a8.py and quantized_linear.py, which are also the reference in the tests.
@@ -17,6 +17,7 @@
 
 #define LANES 16
 #define MAX_PARTS 3
+#define MAX_OUTLIERS 64
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef float f32x16_u __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
@@ -30,7 +31,7 @@ typedef struct {
   const float *scale;   // [out], INT8
   const int32_t *sums;  // [out] sum of each int8 row, INT8
   const float *bias;    // [out] or NULL
-  const float *outlier_weight;  // [outliers, out], INT8
+  const float *outlier_weight;  // [ceil(out / 32), outliers, 32], padded with zeros, INT8
 } Part;
 
 // Linears that read the same input; their outputs lie side by side.
@@ -112,17 +113,46 @@ static float dot(const float *a, const float *b, int n) {
   return s;
 }
 
+// Index of this thread in its team.
+static inline int thread(void) {
+#ifdef _OPENMP
+  extern int omp_get_thread_num(void);
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
+
 static void rms_norm(const float *x, const float *weight, float eps, int n, float *out) {
   float s = 1.0f / sqrtf(dot(x, x, n) / n + eps);
   for (int i = 0; i < n; i++) out[i] = x[i] * s * weight[i];
 }
 
 // ---- linear layers ------------------------------------------------------------------------------------------------
-// A chunk is 16 weight rows. Its products with up to 8 tokens are accumulated as vectors along the input; then the 16
-// accumulators of a token are summed to one vector of 16 outputs.
+// A chunk of ROWS weight rows is multiplied with up to TOKENS tokens at a time (with two planes: half as many tokens).
+// Two ways to lay a product over the lanes of a vector:
+// - along the input: weights and tokens are read as they lie and the accumulators of 16 rows are summed to one vector
+//   of 16 outputs at the end;
+// - along the rows: the chunk is first transposed into a buffer, which pays from PACK_FROM token planes on.
 
-#define ROWS 16
+#define HALVES 2
+#define ROWS (HALVES * LANES)
 #define TOKENS 8
+#define PACK_FROM 12
+
+// Tiles are written for a constant number of tokens, so that their accumulators are registers.
+#define WITH_CONSTANT(N, CALL)   \
+  switch (N) {                   \
+    case 1: CALL(1); break;      \
+    case 2: CALL(2); break;      \
+    case 3: CALL(3); break;      \
+    case 4: CALL(4); break;      \
+    case 5: CALL(5); break;      \
+    case 6: CALL(6); break;      \
+    case 7: CALL(7); break;      \
+    default: CALL(8);            \
+  }
+#define INLINE static inline __attribute__((always_inline))
 
 // Lane r of the result: the sum of the lanes of v[r * TOKENS].
 #ifdef __AVX512F__
@@ -146,7 +176,7 @@ static void rms_norm(const float *x, const float *weight, float eps, int n, floa
 #define SUM_ROWS(NAME, T)                                   \
   static inline T NAME(const T *v) {                        \
     T out = {};                                             \
-    for (int r = 0; r < ROWS; r++)                          \
+    for (int r = 0; r < LANES; r++)                         \
       for (int i = 0; i < LANES; i++) out[r] += v[r * TOKENS][i]; \
     return out;                                             \
   }
@@ -154,17 +184,15 @@ static void rms_norm(const float *x, const float *weight, float eps, int n, floa
 SUM_ROWS(sum_rows_f, f32x16)
 SUM_ROWS(sum_rows_i, i32x16)
 
-// R weight rows times T tokens; both constant after inlining, so the accumulators stay in registers. `in` is a
-// multiple of LANES (checked by the caller).
-static inline __attribute__((always_inline)) void float_tile(const int R, const int T, const float *w, const float *x,
-                                                             int in, f32x16 *out) {
-  f32x16 acc[R][T];
+// R <= 2 weight rows times T tokens. `in` is a multiple of LANES (checked by the caller).
+INLINE void float_tile(const int R, const int T, const float *w, const float *x, int in, f32x16 *out) {
+  f32x16 acc[2][TOKENS];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) acc[r][t] = (f32x16){};
   for (int k = 0; k < in; k += LANES) {
-    f32x16 row[R];
+    f32x16 row[2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) row[r] = load16(w + (size_t)r * in + k);
 #pragma GCC unroll 8
@@ -181,17 +209,16 @@ static inline __attribute__((always_inline)) void float_tile(const int R, const 
 }
 
 // The same for int8 weights and offset-128 unsigned bytes, exact in int32.
-static inline __attribute__((always_inline)) void int8_tile(const int R, const int T, const int8_t *w, const uint8_t *x,
-                                                            int in, i32x16 *out) {
+INLINE void int8_tile(const int R, const int T, const int8_t *w, const uint8_t *x, int in, i32x16 *out) {
 #ifdef __AVX512VNNI__
-  __m512i acc[R][T];
+  __m512i acc[2][TOKENS];
 #pragma GCC unroll 8
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) acc[r][t] = _mm512_setzero_si512();
   for (int k = 0; k < in; k += 64) {
     const __mmask64 mask = in - k >= 64 ? ~0ull : (1ull << (in - k)) - 1;
-    __m512i row[R];
+    __m512i row[2];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) row[r] = _mm512_maskz_loadu_epi8(mask, w + (size_t)r * in + k);
 #pragma GCC unroll 8
@@ -218,107 +245,202 @@ static inline __attribute__((always_inline)) void int8_tile(const int R, const i
 #endif
 }
 
-// All rows of a chunk times T <= TOKENS tokens, two rows at a time so that a token is loaded once for both.
-#define CHUNK(NAME, TILE, W, X, ACC)                                                                        \
-  static inline __attribute__((always_inline)) void NAME##_t(const int T, const W *w, const X *x, int rows, int in, ACC *out) { \
-    int r = 0;                                                                                              \
-    for (; r + 2 <= rows; r += 2) TILE(2, T, w + (size_t)r * in, x, in, out + r * TOKENS);                  \
-    if (r < rows) TILE(1, T, w + (size_t)r * in, x, in, out + r * TOKENS);                                  \
-  }                                                                                                         \
-  static void NAME(int T, const W *w, const X *x, int rows, int in, ACC *out) {                             \
-    switch (T) {                                                                                            \
-      case 1: NAME##_t(1, w, x, rows, in, out); break;                                                      \
-      case 2: NAME##_t(2, w, x, rows, in, out); break;                                                      \
-      case 3: NAME##_t(3, w, x, rows, in, out); break;                                                      \
-      case 4: NAME##_t(4, w, x, rows, in, out); break;                                                      \
-      case 5: NAME##_t(5, w, x, rows, in, out); break;                                                      \
-      case 6: NAME##_t(6, w, x, rows, in, out); break;                                                      \
-      case 7: NAME##_t(7, w, x, rows, in, out); break;                                                      \
-      default: NAME##_t(8, w, x, rows, in, out);                                                            \
-    }                                                                                                       \
+// All rows of a chunk times T tokens, two rows at a time so that a token is loaded once for both.
+#define PRODUCTS(NAME, TILE, W, X, ACC)                                                                \
+  INLINE void NAME##_t(const int T, const W *w, const X *x, int rows, int in, ACC *out) {              \
+    int r = 0;                                                                                         \
+    for (; r + 2 <= rows; r += 2) TILE(2, T, w + (size_t)r * in, x, in, out + r * TOKENS);             \
+    if (r < rows) TILE(1, T, w + (size_t)r * in, x, in, out + r * TOKENS);                             \
+  }                                                                                                    \
+  static void NAME(int T, const W *w, const X *x, int rows, int in, ACC *out) {                        \
+    WITH_CONSTANT(T, NAME##_CALL)                                                                      \
   }
-CHUNK(float_products, float_tile, float, float, f32x16)
-CHUNK(int8_products, int8_tile, int8_t, uint8_t, i32x16)
+#define float_products_CALL(T) float_products_t(T, w, x, rows, in, out)
+#define int8_products_CALL(T) int8_products_t(T, w, x, rows, in, out)
+PRODUCTS(float_products, float_tile, float, float, f32x16)
+PRODUCTS(int8_products, int8_tile, int8_t, uint8_t, i32x16)
 
-// A vector of 16 outputs of which the first `rows` exist.
+#ifdef __AVX512VNNI__
+// Four input channels of each of 16 rows side by side: packed[k / 4 * HALVES + half]. Rows beyond `rows` are zero.
+static void pack(const int8_t *w, int rows, int in, i32x16 *packed) {
+  for (int half = 0; half < HALVES; half++)
+    for (int k = 0; k < in; k += 64) {
+      const __mmask64 mask = in - k >= 64 ? ~0ull : (1ull << (in - k)) - 1;
+      const int columns = in - k >= 64 ? 16 : (in - k) / 4;
+      i32x16 a[16], b[16], c[16];
+      for (int r = 0; r < 16; r++) {
+        const int row = half * LANES + r;
+        a[r] = row < rows ? (i32x16)_mm512_maskz_loadu_epi8(mask, w + (size_t)row * in + k) : (i32x16){};
+      }
+      for (int i = 0; i < 16; i += 2) {
+        b[i] = LOW32(i32x16, a[i], a[i + 1]);
+        b[i + 1] = HIGH32(i32x16, a[i], a[i + 1]);
+      }
+      for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+          a[i + 2 * j] = LOW64(i32x16, b[i + j], b[i + j + 2]);
+          a[i + 2 * j + 1] = HIGH64(i32x16, b[i + j], b[i + j + 2]);
+        }
+      // a[4 i + j] now holds columns j, 4 + j, 8 + j and 12 + j of rows 4 i .. 4 i + 3
+      for (int j = 0; j < 4; j++) {
+        const i32x16 even[2] = {EVEN128(i32x16, a[j], a[4 + j]), EVEN128(i32x16, a[8 + j], a[12 + j])};
+        const i32x16 odd[2] = {ODD128(i32x16, a[j], a[4 + j]), ODD128(i32x16, a[8 + j], a[12 + j])};
+        c[j] = EVEN128(i32x16, even[0], even[1]);
+        c[4 + j] = EVEN128(i32x16, odd[0], odd[1]);
+        c[8 + j] = ODD128(i32x16, even[0], even[1]);
+        c[12 + j] = ODD128(i32x16, odd[0], odd[1]);
+      }
+      for (int j = 0; j < columns; j++) packed[(k / 4 + j) * HALVES + half] = c[j];
+    }
+}
+
+INLINE void packed_tile(const int T, const i32x16 *packed, const uint8_t *x, int in, i32x16 (*out)[HALVES]) {
+  __m512i acc[TOKENS][HALVES];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = _mm512_setzero_si512();
+  for (int k = 0; k < in / 4; k++) {
+    const __m512i low = (__m512i)packed[k * HALVES], high = (__m512i)packed[k * HALVES + 1];
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+      int32_t four;
+      memcpy(&four, x + (size_t)t * in + 4 * k, 4);
+      const __m512i v = _mm512_set1_epi32(four);
+      acc[t][0] = _mm512_dpbusd_epi32(acc[t][0], v, low);
+      acc[t][1] = _mm512_dpbusd_epi32(acc[t][1], v, high);
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < T; t++) out[t][0] = (i32x16)acc[t][0], out[t][1] = (i32x16)acc[t][1];
+}
+#endif
+
+// 16 outputs of which the first `rows` exist, any number of them.
 static inline f32x16 get(const float *p, int rows) {
-  if (rows == ROWS) return load16(p);
+  if (rows >= LANES) return load16(p);
   f32x16 v = {};
   for (int r = 0; r < rows; r++) v[r] = p[r];
   return v;
 }
 static inline void put(float *p, f32x16 v, int rows) {
-  if (rows == ROWS)
+  if (rows >= LANES)
     store16(p, v);
   else
     for (int r = 0; r < rows; r++) p[r] = v[r];
+}
+
+// Tokens a tile: as many as fit, evenly over the tiles.
+static inline int tile_tokens(int tokens, int planes) {
+  const int most = TOKENS / planes, tiles = (tokens + most - 1) / most;
+  return (tokens + tiles - 1) / tiles;
 }
 
 // out[t * stride + r] for rows first .. first + rows of a part
 static void float_chunk(const Part *p, const float *x, int first, int rows, int in, int tokens, float *out, size_t stride) {
   f32x16 acc[ROWS * TOKENS];
   if (rows < ROWS) memset(acc, 0, sizeof acc);
-  const f32x16 bias = p->bias ? get(p->bias + first, rows) : (f32x16){};
-  for (int t = 0; t < tokens; t += TOKENS) {
-    const int T = tokens - t < TOKENS ? tokens - t : TOKENS;
+  const int tile = tile_tokens(tokens, 1);
+  for (int t = 0; t < tokens; t += tile) {
+    const int T = tokens - t < tile ? tokens - t : tile;
     float_products(T, (const float *)p->weight + (size_t)first * in, x + (size_t)t * in, rows, in, acc);
-    for (int i = 0; i < T; i++) put(out + (size_t)(t + i) * stride, sum_rows_f(acc + i) + bias, rows);
+    for (int half = 0; half < HALVES; half++) {
+      const int n = rows - half * LANES;
+      const f32x16 bias = p->bias ? get(p->bias + first + half * LANES, n) : (f32x16){};
+      for (int i = 0; i < T; i++)
+        put(out + (size_t)(t + i) * stride + half * LANES, sum_rows_f(acc + half * LANES * TOKENS + i) + bias, n);
+    }
   }
 }
 
-// Activations of one product: planes of all tokens, high planes first, then low ones.
+// Activations of one product: for each token its scale, its outlier channels and its planes, the high one first.
 typedef struct {
   const uint8_t *planes;
   const float *scale, *outliers;
 } Quantized;
 
-static void int8_chunk(const Linear *l, const Part *p, const Quantized *q, int first, int rows, int tokens, float *out,
-                       size_t stride) {
-  const int in = l->in_features, planes = tokens * l->planes;
-  const f32x16 scale = get(p->scale + first, rows), bias = p->bias ? get(p->bias + first, rows) : (f32x16){};
-  i32x16 acc[ROWS * TOKENS], offset = {}, sums[planes];
-  if (rows < ROWS) memset(acc, 0, sizeof acc);
-  for (int r = 0; r < rows; r++) offset[r] = 128 * p->sums[first + r];
-  for (int t = 0; t < planes; t += TOKENS) {
-    const int T = planes - t < TOKENS ? planes - t : TOKENS;
-    int8_products(T, (const int8_t *)p->weight + (size_t)first * in, q->planes + (size_t)t * in, rows, in, acc);
-    for (int i = 0; i < T; i++) sums[t + i] = sum_rows_i(acc + i) - offset;
+INLINE void outlier_tile(const int T, const float *weight, const float *x, int outliers, f32x16 *acc) {
+  f32x16 sum[TOKENS];
+#pragma GCC unroll 8
+  for (int t = 0; t < T; t++) sum[t] = (f32x16){};
+  for (int j = 0; j < outliers; j++) {
+    const f32x16 w = load16(weight + (size_t)j * ROWS);
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) sum[t] += w * x[(size_t)t * outliers + j];
   }
-  for (int t = 0; t < tokens; t++) {
-    f32x16 v = __builtin_convertvector(sums[t], f32x16);
-    if (l->planes == 2) v = 256.0f * v + __builtin_convertvector(sums[tokens + t], f32x16);
-    v *= scale * q->scale[t];
-    const float *outliers = q->outliers + (size_t)t * l->outliers;
-    for (int j = 0; j < l->outliers; j++)
-      v += outliers[j] * get(p->outlier_weight + (size_t)j * p->out_features + first, rows);
-    put(out + (size_t)t * stride, v + bias, rows);
+#pragma GCC unroll 8
+  for (int t = 0; t < T; t++) acc[t] = sum[t];
+}
+
+static void int8_chunk(const Linear *l, const Part *p, const Quantized *q, int first, int rows, int tokens, float *out,
+                       size_t stride, i32x16 *packed) {
+  const int in = l->in_features, planes = l->planes, tile = tile_tokens(tokens, planes);
+  const int8_t *weight = (const int8_t *)p->weight + (size_t)first * in;
+  const float *outlier_weight = p->outlier_weight + (size_t)first * l->outliers;
+#ifdef __AVX512VNNI__
+  const int packs = tokens * planes >= PACK_FROM;
+  if (packs) pack(weight, rows, in, packed);
+#endif
+  i32x16 products[ROWS * TOKENS], sums[TOKENS][HALVES];
+  f32x16 exact[TOKENS];
+  if (rows < ROWS) memset(products, 0, sizeof products);
+  for (int t = 0; t < tokens; t += tile) {
+    const int T = tokens - t < tile ? tokens - t : tile, n = T * planes;
+    const uint8_t *x = q->planes + (size_t)t * planes * in;
+#ifdef __AVX512VNNI__
+    if (packs) {
+#define CALL(N) packed_tile(N, packed, x, in, sums)
+      WITH_CONSTANT(n, CALL)
+#undef CALL
+    } else
+#endif
+    {
+      int8_products(n, weight, x, rows, in, products);
+      for (int i = 0; i < n; i++)
+        for (int half = 0; half < HALVES; half++) sums[i][half] = sum_rows_i(products + half * LANES * TOKENS + i);
+    }
+    for (int half = 0; half < HALVES; half++) {
+      const int here = rows - half * LANES, begin = first + half * LANES;
+      if (here <= 0) break;
+#define CALL(N) outlier_tile(N, outlier_weight + half * LANES, q->outliers + (size_t)t * l->outliers, l->outliers, exact)
+      WITH_CONSTANT(T, CALL)
+#undef CALL
+      const f32x16 scale = get(p->scale + begin, here), bias = p->bias ? get(p->bias + begin, here) : (f32x16){};
+      i32x16 offset = {};
+      for (int r = 0; r < LANES && r < here; r++) offset[r] = 128 * p->sums[begin + r];
+      for (int i = 0; i < T; i++) {
+        f32x16 v = __builtin_convertvector(sums[i * planes][half] - offset, f32x16);
+        if (planes == 2) v = 256.0f * v + __builtin_convertvector(sums[i * planes + 1][half] - offset, f32x16);
+        put(out + (size_t)(t + i) * stride + half * LANES, v * (scale * q->scale[t + i]) + exact[i] + bias, here);
+      }
+    }
   }
 }
 
-static void quantize(const Linear *l, const float *x, int token, int tokens, uint8_t *planes, float *scale, float *outliers,
-                     float *copy) {
+// `planes` and `outliers` are those of this token.
+static void quantize(const Linear *l, const float *x, uint8_t *planes, float *scale, float *outliers, float *copy) {
   const int in = l->in_features;
   memcpy(copy, x, sizeof(float) * in);
   for (int j = 0; j < l->outliers; j++) {
     outliers[j] = x[l->outlier_index[j]];
     copy[l->outlier_index[j]] = 0;
   }
-  float top = 1e-30f;
-  for (int k = 0; k < in; k++) {
-    float a = fabsf(copy[k]);
-    top = a > top ? a : top;
+  f32x16 tops = (f32x16){} + 1e-30f;
+  for (int k = 0; k < in; k += LANES) {
+    const f32x16 v = load16(copy + k), a = pick(v < 0, -v, v);
+    tops = pick(a > tops, a, tops);
   }
+  float top = 0;
+  for (int i = 0; i < LANES; i++) top = tops[i] > top ? tops[i] : top;
   const float s = top / (l->planes == 2 ? 32512.0f : 127.0f);
   *scale = s;
-  uint8_t *high = planes + (size_t)token * in, *low = planes + (size_t)(tokens + token) * in;
   if (l->planes == 2) {
+    uint8_t *low = planes + in;
     for (int k = 0; k < in; k++) {
       int32_t v = (int32_t)rintf(copy[k] / s), h = (v + 128) >> 8;
-      high[k] = (uint8_t)(h + 128);
+      planes[k] = (uint8_t)(h + 128);
       low[k] = (uint8_t)(v - 256 * h + 128);
     }
   } else {
-    for (int k = 0; k < in; k++) high[k] = (uint8_t)((int32_t)rintf(copy[k] / s) + 128);
+    for (int k = 0; k < in; k++) planes[k] = (uint8_t)((int32_t)rintf(copy[k] / s) + 128);
   }
 }
 
@@ -328,34 +450,43 @@ static int out_features(const Linear *l) {
   return n;
 }
 
+static inline int chunks_of(const Part *p) { return (p->out_features + ROWS - 1) / ROWS; }
+
+// Working memory of the linears: quantised activations of all tokens, and a transposed chunk of each thread.
+typedef struct {
+  float *scale, *outliers, *copies;
+  uint8_t *planes;
+  i32x16 *packed;
+} Workspace;
+
 // out [tokens, out_features]
-static void linear(const Linear *l, const float *x, int tokens, float *out, float *scratch, int threads) {
+static void linear(const Linear *l, const float *x, int tokens, float *out, const Workspace *work, int threads) {
   const int in = l->in_features, total = out_features(l);
-  float *scale = scratch, *outliers = scale + tokens, *copies = outliers + (size_t)tokens * l->outliers;
-  uint8_t *planes = (uint8_t *)(copies + (size_t)tokens * in);
-  const Quantized q = {planes, scale, outliers};
+  const Quantized q = {work->planes, work->scale, work->outliers};
   int chunks = 0;
-  for (int i = 0; i < l->parts; i++) chunks += (l->part[i].out_features + ROWS - 1) / ROWS;
+  for (int i = 0; i < l->parts; i++) chunks += chunks_of(l->part + i);
 #pragma omp parallel num_threads(threads)
   {
+    const int me = thread();
+    i32x16 *packed = work->packed + (size_t)me * (in / 4) * HALVES;
     if (l->part[0].kind == INT8) {
 #pragma omp for schedule(static)
       for (int t = 0; t < tokens; t++)
-        quantize(l, x + (size_t)t * in, t, tokens, planes, scale + t, outliers + (size_t)t * l->outliers, copies + (size_t)t * in);
+        quantize(l, x + (size_t)t * in, work->planes + (size_t)t * l->planes * in, work->scale + t,
+                 work->outliers + (size_t)t * l->outliers, work->copies + (size_t)me * in);
     }
     // Contiguous runs of weight rows, so that each thread streams its own part of memory.
 #pragma omp for schedule(static)
     for (int chunk = 0; chunk < chunks; chunk++) {
       const Part *p = l->part;
-      int first = chunk * ROWS, offset = 0;
-      while (first >= (p->out_features + ROWS - 1) / ROWS * ROWS) {
-        first -= (p->out_features + ROWS - 1) / ROWS * ROWS;
+      int index = chunk, offset = 0;
+      for (; index >= chunks_of(p); p++) {
+        index -= chunks_of(p);
         offset += p->out_features;
-        p++;
       }
-      const int rows = p->out_features - first < ROWS ? p->out_features - first : ROWS;
+      const int first = index * ROWS, rows = p->out_features - first < ROWS ? p->out_features - first : ROWS;
       if (p->kind == INT8)
-        int8_chunk(l, p, &q, first, rows, tokens, out + offset + first, total);
+        int8_chunk(l, p, &q, first, rows, tokens, out + offset + first, total, packed);
       else
         float_chunk(p, x, first, rows, in, tokens, out + offset + first, total);
     }
@@ -405,11 +536,7 @@ static void attention(const Decoder *d, const Layer *y, const Step *s, int layer
   const int tasks = s->tokens * d->heads;
 #pragma omp parallel num_threads(s->threads)
   {
-    float *mine = scores;
-#ifdef _OPENMP
-    extern int omp_get_thread_num(void);
-    mine += (size_t)omp_get_thread_num() * (s->longest + LANES);
-#endif
+    float *mine = scores + (size_t)thread() * (s->longest + LANES);
 #pragma omp for schedule(static)
     for (int task = 0; task < tasks; task++) {
       const int t = task / d->heads, h = task % d->heads;
@@ -481,38 +608,67 @@ static size_t widest(const Decoder *d) {
   return a > c ? a : c;
 }
 
-size_t scratch_floats(const Decoder *d, int64_t tokens, int64_t longest, int64_t threads) {
-  const size_t wide = widest(d);
+static size_t widest_middle(const Decoder *d) {
   const size_t qkv = (size_t)(d->heads + 2 * d->kv_heads) * d->head_dim, gate_up = 2 * (size_t)d->intermediate;
-  // h, qkv | gate_up, attended | activated, then a linear's own: scale, outliers (at most wide), copy, two planes of bytes
-  return (size_t)tokens * (d->hidden + (qkv > gate_up ? qkv : gate_up) + wide + 1 + 2 * wide + wide / 2 + 64) +
-         (size_t)threads * (longest + LANES) + 1024;
+  return qkv > gate_up ? qkv : gate_up;
+}
+
+// The next `count` floats of the scratch memory, aligned to a cache line; from NULL it only counts.
+static float *take(float **scratch, size_t count) {
+  float *here = *scratch;
+  *scratch += (count + LANES - 1) / LANES * LANES;
+  return here;
+}
+
+typedef struct {
+  float *h, *middle, *inner, *scores;
+  Workspace work;
+} Scratch;
+
+static Scratch divide(float **scratch, const Decoder *d, size_t tokens, size_t longest, size_t threads) {
+  const size_t wide = widest(d);
+  Scratch s;
+  s.h = take(scratch, tokens * d->hidden);
+  s.middle = take(scratch, tokens * widest_middle(d));
+  s.inner = take(scratch, tokens * wide);
+  s.scores = take(scratch, threads * (longest + LANES));
+  s.work.scale = take(scratch, tokens);
+  s.work.outliers = take(scratch, tokens * MAX_OUTLIERS);
+  s.work.copies = take(scratch, threads * wide);
+  s.work.planes = (uint8_t *)take(scratch, tokens * wide / 2 + 1);
+  s.work.packed = (i32x16 *)take(scratch, threads * wide / 4 * ROWS);
+  return s;
+}
+
+size_t scratch_floats(const Decoder *d, int64_t tokens, int64_t longest, int64_t threads) {
+  float *end = NULL;
+  divide(&end, d, tokens, longest, threads);
+  return (size_t)((uintptr_t)end / sizeof(float)) + LANES;  // and room to align the first
 }
 
 void step(const Decoder *d, const Step *s) {
-  const int T = s->tokens, D = d->head_dim, wide = (int)widest(d);
+  const int T = s->tokens, D = d->head_dim;
   const size_t qkv_width = (size_t)(d->heads + 2 * d->kv_heads) * D, gate_up_width = 2 * (size_t)d->intermediate;
-  float *h = s->scratch, *middle = h + (size_t)T * d->hidden;
-  float *inner = middle + (size_t)T * (qkv_width > gate_up_width ? qkv_width : gate_up_width);
-  float *scores = inner + (size_t)T * wide, *rest = scores + (size_t)s->threads * (s->longest + LANES);
+  float *start = (float *)(((uintptr_t)s->scratch + 63) & ~(uintptr_t)63);
+  const Scratch m = divide(&start, d, T, s->longest, s->threads);
   for (int i = 0; i < d->layers; i++) {
     const Layer *y = d->layer + i;
-    norm_all(s->x, y->attention_norm, d, T, h);
-    linear(&y->qkv, h, T, middle, rest, s->threads);
-    for (int t = 0; t < T; t++) place(d, y, s, i, t, middle + (size_t)t * qkv_width, rest);
-    attention(d, y, s, i, middle, inner, scores);
-    linear(&y->output, inner, T, h, rest, s->threads);
-    add_all(s->x, h, y->after_attention_norm, d, T);
+    norm_all(s->x, y->attention_norm, d, T, m.h);
+    linear(&y->qkv, m.h, T, m.middle, &m.work, s->threads);
+    for (int t = 0; t < T; t++) place(d, y, s, i, t, m.middle + (size_t)t * qkv_width, m.work.copies);
+    attention(d, y, s, i, m.middle, m.inner, m.scores);
+    linear(&y->output, m.inner, T, m.h, &m.work, s->threads);
+    add_all(s->x, m.h, y->after_attention_norm, d, T);
 
-    norm_all(s->x, y->mlp_norm, d, T, h);
-    linear(&y->gate_up, h, T, middle, rest, s->threads);
+    norm_all(s->x, y->mlp_norm, d, T, m.h);
+    linear(&y->gate_up, m.h, T, m.middle, &m.work, s->threads);
 #pragma omp parallel for num_threads(s->threads) if (T > 1) schedule(static)
     for (int t = 0; t < T; t++)
-      activate(d->activation, middle + (size_t)t * gate_up_width, d->intermediate, inner + (size_t)t * d->intermediate);
-    linear(&y->down, inner, T, h, rest, s->threads);
-    add_all(s->x, h, y->after_mlp_norm, d, T);
+      activate(d->activation, m.middle + t * gate_up_width, d->intermediate, m.inner + (size_t)t * d->intermediate);
+    linear(&y->down, m.inner, T, m.h, &m.work, s->threads);
+    add_all(s->x, m.h, y->after_mlp_norm, d, T);
   }
   for (int j = 0; j < s->selected; j++)
-    rms_norm(s->x + (size_t)s->select[j] * d->hidden, d->norm, d->eps, d->hidden, h + (size_t)j * d->hidden);
-  linear(&d->head, h, s->selected, s->logits, rest, s->threads);
+    rms_norm(s->x + (size_t)s->select[j] * d->hidden, d->norm, d->eps, d->hidden, m.h + (size_t)j * d->hidden);
+  linear(&d->head, m.h, s->selected, s->logits, &m.work, s->threads);
 }

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..decoder_weights import DecoderWeights, FloatLinear, LayerWeights, Linear, RMSNorm
@@ -18,6 +19,8 @@ HEAD_DIMS = (32, 64, 128, 256)
 
 _ACTIVATIONS = ("silu", "gelu_tanh")
 _VECTOR = 16
+_CHUNK = 32  # ROWS of decoder.c
+_MAX_OUTLIERS = 64  # MAX_OUTLIERS of decoder.c
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
@@ -206,9 +209,15 @@ class NativeDecoder:
                 scale=self._address(linear.scale),
                 sums=self._address(linear.weight.sum(1, dtype=torch.int32)),
                 bias=self._address(linear.bias),
-                outlier_weight=self._address(linear.outlier_weight),
+                outlier_weight=self._address(_by_chunk(linear.outlier_weight)),
             )
         ]
+
+
+def _by_chunk(outlier_weight: Tensor) -> Tensor:
+    """`[outliers, out]` to `[chunks, outliers, 32]`: a chunk of rows finds its part in one piece of memory."""
+    padded = F.pad(outlier_weight, (0, -outlier_weight.shape[1] % _CHUNK))
+    return padded.unflatten(1, (-1, _CHUNK)).transpose(0, 1)
 
 
 def supports(weights: DecoderWeights) -> bool:
@@ -226,9 +235,10 @@ def supports(weights: DecoderWeights) -> bool:
 
 def _plain(linear: Linear) -> bool:
     if isinstance(linear, Int8Linear):
-        # a quarter of the channels as outliers would no longer be a low-bit product, nor fit decoder.c's scratch
         return (
-            linear.weight.device.type == "cpu" and linear.weight.shape[1] % _VECTOR == 0 and len(linear.outliers) <= 64
+            linear.weight.device.type == "cpu"
+            and linear.weight.shape[1] % _VECTOR == 0
+            and len(linear.outliers) <= _MAX_OUTLIERS
         )
     return isinstance(linear, FloatLinear) and all(
         weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.shape[1] % _VECTOR == 0
