@@ -46,13 +46,14 @@ def low_bit_quality(
     return {
         "weights_of": arm,
         "argmax_agreement": summarize_agreement(counts),
-        "perplexity": _perplexity(low.forward, model, tokenizer, prompts),
+        "perplexity": perplexity(low.forward, model, tokenizer, prompts),
     }
 
 
-def _perplexity(
+def perplexity(
     low: Forward, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> dict[str, Any]:
+    """Of natural text, at both precisions: prompts of the groups in `NATURAL`, or all if there are none."""
     natural = [prompt for prompt in prompts if prompt.group in NATURAL] or list(prompts)
     texts = [tokenizer(prompt.text)["input_ids"][:PERPLEXITY_TOKENS] for prompt in natural[:PERPLEXITY_TEXTS]]
     texts = [ids for ids in texts if len(ids) > 1]

