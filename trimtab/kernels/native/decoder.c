@@ -8,6 +8,8 @@
 // Portable C with GCC/Clang vector types; the int8 dot product uses AVX-512 VNNI where the machine has it.
 // Formats are those of linear_w8a8.py and quantized_linear.py, which are also the reference in the tests.
 #include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -113,19 +115,72 @@ static float dot(const float *a, const float *b, int n) {
   return s;
 }
 
-// Index of this thread in its team.
-static inline int thread(void) {
-#ifdef _OPENMP
-  extern int omp_get_thread_num(void);
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
-
 static void rms_norm(const float *x, const float *weight, float eps, int n, float *out) {
   float s = 1.0f / sqrtf(dot(x, x, n) / n + eps);
   for (int i = 0; i < n; i++) out[i] = x[i] * s * weight[i];
+}
+
+// ---- work sharing -------------------------------------------------------------------------------------------------
+// Threads of one OpenMP region take pieces of a loop as they come, and a loop ends when its pieces are done, not when
+// every thread has arrived: on a busy machine a thread that has lost its core costs its share, while OpenMP's own
+// loops, some 300 a step, would each wait for it.
+
+typedef void Task(void *argument, int index, int thread);
+
+typedef struct {
+  Task *task;
+  void *argument;
+  int threads, count, grain, pieces;
+  _Atomic uint64_t ticket;  // number of the loop << 32 | pieces that nobody has taken
+  _Atomic int unfinished;   // pieces
+  _Atomic int over;
+} Team;
+
+static inline void pause_or_yield(int *waited) {
+  if (++*waited % 128 == 0) sched_yield();
+#ifdef __x86_64__
+  __builtin_ia32_pause();
+#endif
+}
+
+// Whether there may be more to take.
+static int take_piece(Team *team, int thread) {
+  uint64_t ticket = atomic_load_explicit(&team->ticket, memory_order_acquire);
+  if ((uint32_t)ticket == 0) return 0;
+  // The number of the loop is part of the ticket, so nobody takes a piece of a later loop by mistake. Once a piece is
+  // taken, the loop and its fields stay until that piece is done.
+  if (!atomic_compare_exchange_weak_explicit(&team->ticket, &ticket, ticket - 1, memory_order_acq_rel,
+                                             memory_order_relaxed))
+    return 1;
+  const int first = (team->pieces - (int)(uint32_t)ticket) * team->grain;
+  const int end = first + team->grain < team->count ? first + team->grain : team->count;
+  for (int i = first; i < end; i++) team->task(team->argument, i, thread);
+  atomic_fetch_sub_explicit(&team->unfinished, 1, memory_order_release);
+  return 1;
+}
+
+// Run a task for 0 .. count - 1; called by thread 0.
+static void share(Team *team, Task *task, void *argument, int count) {
+  if (team->threads == 1 || count == 1) {
+    for (int i = 0; i < count; i++) task(argument, i, 0);
+    return;
+  }
+  const int most = 8 * team->threads;
+  team->task = task, team->argument = argument, team->count = count;
+  team->grain = (count + most - 1) / most;
+  team->pieces = (count + team->grain - 1) / team->grain;
+  atomic_store_explicit(&team->unfinished, team->pieces, memory_order_relaxed);
+  const uint64_t loop = (atomic_load_explicit(&team->ticket, memory_order_relaxed) >> 32) + 1;
+  atomic_store_explicit(&team->ticket, loop << 32 | (uint32_t)team->pieces, memory_order_release);
+  while (take_piece(team, 0)) {
+  }
+  for (int waited = 0; atomic_load_explicit(&team->unfinished, memory_order_acquire);) pause_or_yield(&waited);
+}
+
+// What the other threads do until the step is over.
+static void help(Team *team, int thread) {
+  for (int waited = 0; !atomic_load_explicit(&team->over, memory_order_acquire);)
+    if (!take_piece(team, thread)) pause_or_yield(&waited);
 }
 
 // ---- linear layers ------------------------------------------------------------------------------------------------
@@ -459,38 +514,50 @@ typedef struct {
   i32x16 *packed;
 } Workspace;
 
+typedef struct {
+  const Linear *linear;
+  const float *x;
+  float *out;
+  const Workspace *work;
+  int tokens, total;
+} LinearCall;
+
+static void quantize_task(void *argument, int t, int thread) {
+  const LinearCall *c = argument;
+  const Linear *l = c->linear;
+  const Workspace *work = c->work;
+  const size_t in = l->in_features;
+  quantize(l, c->x + t * in, work->planes + t * l->planes * in, work->scale + t, work->outliers + (size_t)t * l->outliers,
+           work->copies + thread * in);
+}
+
+static void chunk_task(void *argument, int chunk, int thread) {
+  const LinearCall *c = argument;
+  const Linear *l = c->linear;
+  const Part *p = l->part;
+  int offset = 0;
+  for (; chunk >= chunks_of(p); p++) {
+    chunk -= chunks_of(p);
+    offset += p->out_features;
+  }
+  const int first = chunk * ROWS, rows = p->out_features - first < ROWS ? p->out_features - first : ROWS;
+  float *out = c->out + offset + first;
+  if (p->kind == INT8) {
+    const Quantized q = {c->work->planes, c->work->scale, c->work->outliers};
+    i32x16 *packed = c->work->packed + (size_t)thread * (l->in_features / 4) * HALVES;
+    int8_chunk(l, p, &q, first, rows, c->tokens, out, c->total, packed);
+  } else {
+    float_chunk(p, c->x, first, rows, l->in_features, c->tokens, out, c->total);
+  }
+}
+
 // out [tokens, out_features]
-static void linear(const Linear *l, const float *x, int tokens, float *out, const Workspace *work, int threads) {
-  const int in = l->in_features, total = out_features(l);
-  const Quantized q = {work->planes, work->scale, work->outliers};
+static void linear(Team *team, const Linear *l, const float *x, int tokens, float *out, const Workspace *work) {
+  LinearCall call = {l, x, out, work, tokens, out_features(l)};
   int chunks = 0;
   for (int i = 0; i < l->parts; i++) chunks += chunks_of(l->part + i);
-#pragma omp parallel num_threads(threads)
-  {
-    const int me = thread();
-    i32x16 *packed = work->packed + (size_t)me * (in / 4) * HALVES;
-    if (l->part[0].kind == INT8) {
-#pragma omp for schedule(static)
-      for (int t = 0; t < tokens; t++)
-        quantize(l, x + (size_t)t * in, work->planes + (size_t)t * l->planes * in, work->scale + t,
-                 work->outliers + (size_t)t * l->outliers, work->copies + (size_t)me * in);
-    }
-    // Contiguous runs of weight rows, so that each thread streams its own part of memory.
-#pragma omp for schedule(static)
-    for (int chunk = 0; chunk < chunks; chunk++) {
-      const Part *p = l->part;
-      int index = chunk, offset = 0;
-      for (; index >= chunks_of(p); p++) {
-        index -= chunks_of(p);
-        offset += p->out_features;
-      }
-      const int first = index * ROWS, rows = p->out_features - first < ROWS ? p->out_features - first : ROWS;
-      if (p->kind == INT8)
-        int8_chunk(l, p, &q, first, rows, tokens, out + offset + first, total, packed);
-      else
-        float_chunk(p, x, first, rows, in, tokens, out + offset + first, total);
-    }
-  }
+  if (l->part[0].kind == INT8) share(team, quantize_task, &call, tokens);
+  share(team, chunk_task, &call, chunks);
 }
 
 // ---- attention ----------------------------------------------------------------------------------------------------
@@ -530,39 +597,45 @@ static inline __attribute__((always_inline)) void attend(const int D, const floa
   for (int i = 0; i < V; i++) store16(out + i * LANES, acc[i] / total);
 }
 
-static void attention(const Decoder *d, const Layer *y, const Step *s, int layer, const float *qkv, float *out,
-                      float *scores) {
+typedef struct {
+  const Decoder *decoder;
+  const Layer *layer;
+  const Step *step;
+  int index;  // of the layer
+  float *qkv, *out, *scores, *rotated;
+} AttentionCall;
+
+static void attend_task(void *argument, int task, int thread) {
+  const AttentionCall *c = argument;
+  const Decoder *d = c->decoder;
+  const Step *s = c->step;
   const int D = d->head_dim, groups = d->heads / d->kv_heads, width = (d->heads + 2 * d->kv_heads) * D;
-  const int tasks = s->tokens * d->heads;
-#pragma omp parallel num_threads(s->threads)
-  {
-    float *mine = scores + (size_t)thread() * (s->longest + LANES);
-#pragma omp for schedule(static)
-    for (int task = 0; task < tasks; task++) {
-      const int t = task / d->heads, h = task % d->heads;
-      const int64_t last = s->position[t];
-      const int64_t first = y->sliding_window && last >= y->sliding_window ? last - y->sliding_window + 1 : 0;
-      const size_t base = ((size_t)(s->row[t] * d->kv_heads + h / groups) * s->capacity + first) * D;
-      const float *query = qkv + (size_t)t * width + (size_t)h * D;
-      float *o = out + ((size_t)t * d->heads + h) * D;
-      const int n = (int)(last - first + 1);
-      switch (D) {
-        case 32: attend(32, query, s->keys[layer] + base, s->values[layer] + base, n, d->scaling, mine, o); break;
-        case 64: attend(64, query, s->keys[layer] + base, s->values[layer] + base, n, d->scaling, mine, o); break;
-        case 128: attend(128, query, s->keys[layer] + base, s->values[layer] + base, n, d->scaling, mine, o); break;
-        default: attend(256, query, s->keys[layer] + base, s->values[layer] + base, n, d->scaling, mine, o); break;
-      }
-    }
+  const int t = task / d->heads, h = task % d->heads, window = c->layer->sliding_window;
+  const int64_t last = s->position[t], first = window && last >= window ? last - window + 1 : 0;
+  const size_t base = ((size_t)(s->row[t] * d->kv_heads + h / groups) * s->capacity + first) * D;
+  const float *query = c->qkv + (size_t)t * width + (size_t)h * D;
+  const float *keys = s->keys[c->index] + base, *values = s->values[c->index] + base;
+  float *scores = c->scores + (size_t)thread * (s->longest + LANES), *out = c->out + ((size_t)t * d->heads + h) * D;
+  const int n = (int)(last - first + 1);
+  switch (D) {
+    case 32: attend(32, query, keys, values, n, d->scaling, scores, out); break;
+    case 64: attend(64, query, keys, values, n, d->scaling, scores, out); break;
+    case 128: attend(128, query, keys, values, n, d->scaling, scores, out); break;
+    default: attend(256, query, keys, values, n, d->scaling, scores, out); break;
   }
 }
 
-// Norm and rotate queries and keys, store keys and values at their positions.
-static void place(const Decoder *d, const Layer *y, const Step *s, int layer, int t, float *qkv, float *rotated) {
+// Norm and rotate queries and keys of a token, store its keys and values at its position.
+static void place_task(void *argument, int t, int thread) {
+  const AttentionCall *c = argument;
+  const Decoder *d = c->decoder;
+  const Step *s = c->step;
   const int D = d->head_dim, half = D / 2;
-  const float *cosine = s->cos[y->rope] + (size_t)t * D, *sine = s->sin[y->rope] + (size_t)t * D;
+  const float *cosine = s->cos[c->layer->rope] + (size_t)t * D, *sine = s->sin[c->layer->rope] + (size_t)t * D;
+  float *qkv = c->qkv + (size_t)t * (d->heads + 2 * d->kv_heads) * D, *rotated = c->rotated + (size_t)thread * D;
   for (int h = 0; h < d->heads + d->kv_heads; h++) {
     float *x = qkv + (size_t)h * D;
-    const float *weight = h < d->heads ? y->query_norm : y->key_norm;
+    const float *weight = h < d->heads ? c->layer->query_norm : c->layer->key_norm;
     if (weight) rms_norm(x, weight, d->eps, D, x);
     for (int i = 0; i < half; i++) {
       rotated[i] = x[i] * cosine[i] + x[i + half] * sine[i];
@@ -572,8 +645,8 @@ static void place(const Decoder *d, const Layer *y, const Step *s, int layer, in
   }
   for (int h = 0; h < d->kv_heads; h++) {
     const size_t slot = ((size_t)(s->row[t] * d->kv_heads + h) * s->capacity + s->position[t]) * D;
-    memcpy(s->keys[layer] + slot, qkv + (size_t)(d->heads + h) * D, sizeof(float) * D);
-    memcpy(s->values[layer] + slot, qkv + (size_t)(d->heads + d->kv_heads + h) * D, sizeof(float) * D);
+    memcpy(s->keys[c->index] + slot, qkv + (size_t)(d->heads + h) * D, sizeof(float) * D);
+    memcpy(s->values[c->index] + slot, qkv + (size_t)(d->heads + d->kv_heads + h) * D, sizeof(float) * D);
   }
 }
 
@@ -591,6 +664,18 @@ static void activate(int activation, const float *gate_up, int n, float *out) {
     }
     store16(out + i, g * load16(up + i));
   }
+}
+
+typedef struct {
+  const Decoder *decoder;
+  float *gate_up, *out;
+} ActivateCall;
+
+static void activate_task(void *argument, int t, int thread) {
+  (void)thread;
+  const ActivateCall *c = argument;
+  const size_t n = c->decoder->intermediate;
+  activate(c->decoder->activation, c->gate_up + 2 * t * n, (int)n, c->out + t * n);
 }
 
 static void norm_all(const float *x, const float *weight, const Decoder *d, int tokens, float *out) {
@@ -646,29 +731,46 @@ size_t scratch_floats(const Decoder *d, int64_t tokens, int64_t longest, int64_t
   return (size_t)((uintptr_t)end / sizeof(float)) + LANES;  // and room to align the first
 }
 
-void step(const Decoder *d, const Step *s) {
-  const int T = s->tokens, D = d->head_dim;
-  const size_t qkv_width = (size_t)(d->heads + 2 * d->kv_heads) * D, gate_up_width = 2 * (size_t)d->intermediate;
+static void run(Team *team, const Decoder *d, const Step *s) {
+  const int T = s->tokens;
   float *start = (float *)(((uintptr_t)s->scratch + 63) & ~(uintptr_t)63);
   const Scratch m = divide(&start, d, T, s->longest, s->threads);
   for (int i = 0; i < d->layers; i++) {
     const Layer *y = d->layer + i;
     norm_all(s->x, y->attention_norm, d, T, m.h);
-    linear(&y->qkv, m.h, T, m.middle, &m.work, s->threads);
-    for (int t = 0; t < T; t++) place(d, y, s, i, t, m.middle + (size_t)t * qkv_width, m.work.copies);
-    attention(d, y, s, i, m.middle, m.inner, m.scores);
-    linear(&y->output, m.inner, T, m.h, &m.work, s->threads);
+    linear(team, &y->qkv, m.h, T, m.middle, &m.work);
+    AttentionCall attention = {d, y, s, i, m.middle, m.inner, m.scores, m.work.copies};
+    share(team, place_task, &attention, T);
+    share(team, attend_task, &attention, T * d->heads);
+    linear(team, &y->output, m.inner, T, m.h, &m.work);
     add_all(s->x, m.h, y->after_attention_norm, d, T);
 
     norm_all(s->x, y->mlp_norm, d, T, m.h);
-    linear(&y->gate_up, m.h, T, m.middle, &m.work, s->threads);
-#pragma omp parallel for num_threads(s->threads) if (T > 1) schedule(static)
-    for (int t = 0; t < T; t++)
-      activate(d->activation, m.middle + t * gate_up_width, d->intermediate, m.inner + (size_t)t * d->intermediate);
-    linear(&y->down, m.inner, T, m.h, &m.work, s->threads);
+    linear(team, &y->gate_up, m.h, T, m.middle, &m.work);
+    ActivateCall activation = {d, m.middle, m.inner};
+    share(team, activate_task, &activation, T);
+    linear(team, &y->down, m.inner, T, m.h, &m.work);
     add_all(s->x, m.h, y->after_mlp_norm, d, T);
   }
   for (int j = 0; j < s->selected; j++)
     rms_norm(s->x + (size_t)s->select[j] * d->hidden, d->norm, d->eps, d->hidden, m.h + (size_t)j * d->hidden);
-  linear(&d->head, m.h, s->selected, s->logits, &m.work, s->threads);
+  linear(team, &d->head, m.h, s->selected, s->logits, &m.work);
+}
+
+void step(const Decoder *d, const Step *s) {
+  Team team = {.threads = s->threads};
+#pragma omp parallel num_threads(s->threads)
+  {
+    int thread = 0;
+#ifdef _OPENMP
+    extern int omp_get_thread_num(void);
+    thread = omp_get_thread_num();
+#endif
+    if (thread) {
+      help(&team, thread);
+    } else {
+      run(&team, d, s);
+      atomic_store_explicit(&team.over, 1, memory_order_release);
+    }
+  }
 }
