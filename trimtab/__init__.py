@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import InputError
 
 if TYPE_CHECKING:
+    from .integrations.transformers.entropy_adaptive import EntropyAdaptive
     from .integrations.transformers.loading import load
     from .integrations.transformers.low_bit import LowBitConfig, LowBitModel
     from .integrations.transformers.quantized_verification import QuantizedVerification
@@ -14,9 +15,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError", "LowBitConfig", "LowBitModel", "QuantizedVerification", "Runner", "__version__", "load"]
+__all__ = [
+    "EntropyAdaptive",
+    "InputError",
+    "LowBitConfig",
+    "LowBitModel",
+    "QuantizedVerification",
+    "Runner",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
+    "EntropyAdaptive": "entropy_adaptive",
     "load": "loading",
     "LowBitConfig": "low_bit",
     "LowBitModel": "low_bit",

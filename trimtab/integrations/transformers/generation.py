@@ -128,15 +128,13 @@ def check_call(config: GenerationConfig, model_kwargs: dict[str, Any]) -> None:
             f"num_beams is {config.num_beams}: this method decodes greedily or by sampling, use num_beams=1"
         )
     if model_kwargs.get("inputs_embeds") is not None:
-        raise InputError("inputs_embeds is given: drafts are looked up in token ids, pass input_ids")
+        raise InputError("inputs_embeds is given: this method reads token ids, pass input_ids")
     cache = model_kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         raise InputError("past_key_values holds tokens already: pass the whole text as input_ids and no cache")
     for name in ("output_attentions", "output_hidden_states"):
         if getattr(config, name, False):
-            raise InputError(
-                f"{name}=True: a verified window has no attentions or hidden states per step, leave it out"
-            )
+            raise InputError(f"{name}=True: this method keeps no attentions or hidden states per step, leave it out")
 
 
 def _unpadded(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:

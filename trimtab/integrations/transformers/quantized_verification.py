@@ -7,11 +7,7 @@ more, a window at a time, at full precision, so that the text is the full-precis
 
 from __future__ import annotations
 
-import threading
-import time
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,18 +15,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
+from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ...decoding.prompt_lookup import PromptLookup
 from ...errors import InputError
-from .generation import Generation, check_call
+from .custom_call import ScoreRecord, opened
+from .generation import Generation
 from .low_bit import LowBitConfig, LowBitModel
+from .low_bit_cache import LowBitCache
 from .padding import pad_right
 from .runner import Runner, context_length, forward_of
 from .state import SequenceState
-from .streaming import streamer_of_generate
+from .timed import Timed
 from .window_sampling import Verified, WindowSampler
 
 Mode = Literal["quantized", "lossless"]
@@ -39,7 +37,7 @@ BITS = (16, 8, 4)
 
 
 @dataclass
-class VerificationStats:
+class VerificationStats(Timed):
     """What one call did.
 
     Attributes:
@@ -68,15 +66,6 @@ class VerificationStats:
     def acceptance_length(self) -> float:
         """Mean tokens of a row per pass that verifies drafts of prompt lookup: accepted drafts and one more."""
         return self.row_tokens / self.row_passes if self.row_passes else 0.0
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the time of a block to `seconds[phase]`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -166,10 +155,7 @@ class QuantizedVerification:
             if bits == 16
             else LowBitConfig(bits=bits, activation_bits=activation_bits, outliers=outliers, head=quantize_head)  # type: ignore[arg-type]
         )
-        self._prepared: weakref.WeakKeyDictionary[PreTrainedModel, tuple[Any, LowBitModel]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._lock = threading.Lock()
+        self._low_bit = LowBitCache(self._make)
 
     def prepare(self, model: PreTrainedModel) -> LowBitModel | None:
         """Quantise (or load) the low-bit weights of `model` now rather than in the first call; None with 16 bits.
@@ -178,16 +164,10 @@ class QuantizedVerification:
         """
         if self.config is None:
             return None
-        # in-place updates raise a tensor's version, new tensors have another address
-        stamp = tuple((p.data_ptr(), p._version) for p in model.parameters())
-        with self._lock:
-            known = self._prepared.get(model)
-            if known is None or known[0] != stamp:
-                low = (
-                    LowBitModel.load(model, self.weights) if self.weights else LowBitModel.quantize(model, self.config)
-                )
-                self._prepared[model] = known = (stamp, low)
-            return known[1]
+        return self._low_bit.of(model)
+
+    def _make(self, model: PreTrainedModel) -> LowBitModel:
+        return LowBitModel.load(model, self.weights) if self.weights else LowBitModel.quantize(model, self.config)
 
     def __call__(
         self,
@@ -199,25 +179,21 @@ class QuantizedVerification:
         **model_kwargs: Any,
     ) -> Tensor | VerificationOutput:
         """Called by `generate`, which has prepared every argument."""
-        # not a named parameter: generate would take it for an option of ours and pass it twice
-        attention_mask = model_kwargs.get("attention_mask")
-        streamer = self.streamer or streamer_of_generate()
-        try:
-            if self.streamer is not None:
-                self.streamer.put(input_ids.cpu())
-            check_call(generation_config, model_kwargs)
-            criteria = StoppingCriteriaList(stopping_criteria)
-            if self.stop_strings is not None:
-                criteria.append(StopStringCriteria(self.tokenizer, self.stop_strings))
-            rows = Generation(model, input_ids, attention_mask, generation_config, criteria, streamer)
+        # attention_mask is not a named parameter: generate would take it for an option of ours and pass it twice
+        with opened(
+            model,
+            input_ids,
+            stopping_criteria,
+            generation_config,
+            model_kwargs,
+            streamer=self.streamer,
+            stop_strings=self.stop_strings,
+            tokenizer=self.tokenizer,
+        ) as rows:
             call = _Call(self, model, rows, logits_processor, generation_config)
             with torch.no_grad():
                 call.run()
             return call.output()
-        finally:
-            # a TextIteratorStreamer's consumer waits for this, also when something was raised
-            if streamer is not None:
-                streamer.end()
 
 
 class _Call:
@@ -233,7 +209,7 @@ class _Call:
     ) -> None:
         self.method, self.rows, self.config = method, rows, config
         self.stats = VerificationStats()
-        self.keep_scores = bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
+        self.record = ScoreRecord(rows, config)
         self.sampler = WindowSampler(processors, do_sample=bool(config.do_sample), pad_token_id=rows.pad)
         low = method.prepare(model)
         longest = max(map(len, rows.prompts)) + max(max(map(rows.room, rows.active)), 0)
@@ -250,8 +226,6 @@ class _Call:
             if method.drafter == "prompt_lookup":
                 lookup.extend(prompt)
             self.lookups.append(lookup)
-        self.scores: list[list[Tensor]] = [[] for _ in rows.prompts]
-        self.logits: list[list[Tensor]] = [[] for _ in rows.prompts]
 
     # -- the two modes -----------------------------------------------------------------------------------------------
 
@@ -379,7 +353,7 @@ class _Call:
                 active,
                 draft_probs=draft_probs,
                 keep_probs=ahead,
-                keep_scores=self.keep_scores and not ahead,
+                keep_scores=self.record.wanted and not ahead,
             )
 
     def _count(self, drafts: list[list[int]], verified: Verified) -> None:
@@ -397,11 +371,9 @@ class _Call:
         """Release tokens; rows that end leave the batch, the others keep what they have seen of their own tokens."""
         before = self.rows.active
         taken = self.rows.advance(verified.tokens)
+        self.record.add(verified, before, taken)
         for slot, (row, count) in enumerate(zip(before, taken, strict=True)):
             self._index(row, verified.tokens[slot][:count])
-            if self.keep_scores:
-                self.scores[row] += verified.scores[slot][:count]
-                self.logits[row] += verified.logits[slot][:count]
         staying = [slot for slot, row in enumerate(before) if row in set(self.rows.active)]
         if len(staying) < len(before) and staying:
             self.state.select(staying)
@@ -410,15 +382,9 @@ class _Call:
             self.state.rollback([len(self.rows.prompts[row]) + len(self.rows.new[row]) - 1 for row in self.rows.active])
 
     def output(self) -> Tensor | VerificationOutput:
-        sequences = self.rows.sequences()
         if not self.config.return_dict_in_generate:
-            return sequences
-        return VerificationOutput(
-            sequences=sequences,
-            scores=self.rows.stacked(self.scores) if self.config.output_scores else None,
-            logits=self.rows.stacked(self.logits) if self.config.output_logits else None,
-            stats=self.stats,
-        )
+            return self.rows.sequences()
+        return VerificationOutput(**self.record.fields(), stats=self.stats)
 
 
 def _choice(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -1,0 +1,85 @@
+"""From the arguments that `generate` hands to a custom method to what it gets back; shared by all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import StopStringCriteria
+from transformers.generation.streamers import BaseStreamer
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .generation import Generation, check_call
+from .streaming import streamer_of_generate
+from .window_sampling import Verified
+
+
+@contextmanager
+def opened(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    model_kwargs: dict[str, Any],
+    *,
+    streamer: BaseStreamer | None,
+    stop_strings: str | list[str] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Iterator[Generation]:
+    """The rows of a call, checked; its streamer is ended whatever happens inside.
+
+    Args:
+        streamer: the method's own, in place of `generate(streamer=...)`.
+        stop_strings: the method's own.
+        tokenizer: for `stop_strings`.
+
+    Raises:
+        InputError: the call asks for what a method with a decoding loop of its own cannot do.
+    """
+    found = streamer or streamer_of_generate()
+    try:
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        check_call(generation_config, model_kwargs)
+        criteria = StoppingCriteriaList(stopping_criteria)
+        if stop_strings is not None:
+            criteria.append(StopStringCriteria(tokenizer, stop_strings))
+        mask = model_kwargs.get("attention_mask")
+        yield Generation(model, input_ids, mask, generation_config, criteria, found)
+    finally:
+        # a TextIteratorStreamer's consumer waits for this, also when something was raised
+        if found is not None:
+            found.end()
+
+
+class ScoreRecord:
+    """The scores and logits of released tokens, if the call asks for them.
+
+    Attributes:
+        wanted: whether it does.
+    """
+
+    def __init__(self, rows: Generation, config: GenerationConfig) -> None:
+        self._rows, self._config = rows, config
+        self.wanted = bool(config.return_dict_in_generate and (config.output_scores or config.output_logits))
+        self._scores: list[list[Tensor]] = [[] for _ in rows.prompts]
+        self._logits: list[list[Tensor]] = [[] for _ in rows.prompts]
+
+    def add(self, verified: Verified, before: Sequence[int], taken: Sequence[int]) -> None:
+        """Keep those of the first `taken` tokens of each of the rows `before`."""
+        if not self.wanted:
+            return
+        for slot, (row, count) in enumerate(zip(before, taken, strict=True)):
+            self._scores[row] += verified.scores[slot][:count]
+            self._logits[row] += verified.logits[slot][:count]
+
+    def fields(self) -> dict[str, Any]:
+        """`sequences`, `scores` and `logits` of the output."""
+        return {
+            "sequences": self._rows.sequences(),
+            "scores": self._rows.stacked(self._scores) if self.wanted and self._config.output_scores else None,
+            "logits": self._rows.stacked(self._logits) if self.wanted and self._config.output_logits else None,
+        }
