@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
+from .calibrate_command import calibrate
 from .doctor import doctor
 from .errors import InputError
 from .generate_command import generate
@@ -96,6 +97,7 @@ app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=
 app.callback()(_root)
 app.command()(generate)
 app.command()(doctor)
+app.add_typer(calibrate, name="calibrate")
 
 if __name__ == "__main__":
     app(prog_name="trimtab")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,6 +38,16 @@ if TYPE_CHECKING:
     from trimtab.integrations.transformers.loading import Loaded
 
 HUGE = 1e9
+
+
+@pytest.fixture(autouse=True)
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tiny matrices gain nothing from more, and on a busy machine lose a hundredfold waiting for each other."""
+    threads = torch.get_num_threads()
+    if "smollm2" not in request.fixturenames:
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def noisy(model: PreTrainedModel, scale: float = 0.4) -> PreTrainedModel:
@@ -294,13 +304,16 @@ def test_the_papers_cost() -> None:
 
 
 def test_no_pass_of_a_model_that_no_row_wants(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
-    """Passes of each model: at most two in a step (steady rows, rows that catch up), none in a step without rows."""
+    """One row: a pass a token. A batch: none in a step without rows, two where some rows catch up and others do not."""
     large, small = pair
-    _, stats = run(large, EntropyAdaptive(small, middle(large, small, ROWS), window=2), ROWS, 30)
+    method = EntropyAdaptive(small, middle(large, small, ROWS), window=2)
+    _, alone = run(large, method, ROWS[:1], 30)
+    assert alone.passes == alone.tokens
+    assert min(alone.passes.values()) > 0
+    _, stats = run(large, method, ROWS, 30)
     for speaker in SPEAKERS:
         steps = {step for row in stats.rows for step, name in enumerate(row.speakers) if name == speaker}
-        assert len(steps) <= stats.passes[speaker] <= len(steps) + stats.catch_up_passes[speaker] + len(ROWS)
-        assert len(steps) < 30
+        assert len(steps) <= stats.passes[speaker] <= len(steps) + stats.catch_up_passes[speaker]
 
 
 # -- what plain generate does too --------------------------------------------------------------------------------------

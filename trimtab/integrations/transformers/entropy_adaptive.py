@@ -139,6 +139,8 @@ class EntropyAdaptive:
         """
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise InputError("prompts is empty or has an empty prompt: give lists of token ids")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise InputError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
         method = cls(small, 0.0, window=window, min_stay=min_stay, start=start)
         options = {"do_sample": False, **generate_options}
         # of one length where possible: padding is read by nobody, but the longest row sets a pass's width

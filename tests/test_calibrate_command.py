@@ -1,0 +1,79 @@
+"""`trimtab calibrate ead`: what it refuses, and what it finds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.transformers.test_entropy_adaptive import first_layers
+from tests.test_cli import invoke, refused
+from trimtab import InputError
+from trimtab.calibrate_command import read_prompts, table
+from trimtab.integrations.transformers import loading
+from trimtab.integrations.transformers.entropy_calibration import Calibration, FrontierPoint
+
+
+def test_prompts_of_a_file(tmp_path: Path) -> None:
+    text, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
+    text.write_text("One\n\nTwo {}\n")
+    lines.write_text('{"prompt": "One\\nmore"}\n\n{"prompt": "Two", "id": 3}\n')
+    assert read_prompts(text) == ["One", "Two {}"]
+    assert read_prompts(lines) == ["One\nmore", "Two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no prompt"),
+        ("\n \n", "has no prompt"),
+        ('{"prompt": "x"}\nnonsense\n', "line 2 is no JSON object"),
+        ('{"text": "x"}\n', "line 1 is no JSON object"),
+        ('{"prompt": ""}\n', "line 1: \"prompt\" is ''"),
+        ("[1]\n", "line 1 is no JSON object"),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_prompts(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_prompts(tmp_path / "none.txt")
+
+
+def test_bad_options_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Hello\n")
+    models = ("--large", "smollm2-135m", "--small", "low-bit")
+    assert "cannot be read" in refused(invoke("calibrate", "ead", str(tmp_path / "b.txt"), *models))
+    assert "did you mean" in refused(
+        invoke("calibrate", "ead", str(path), "--large", "smollm-135m", "--small", "low-bit")
+    )
+    assert "--small" in refused(invoke("calibrate", "ead", str(path), "--large", "smollm2-135m"))
+    assert "ead" in invoke("calibrate", "--help").stdout
+
+
+def test_the_table_marks_the_choice() -> None:
+    points = (FrontierPoint(0.5, 0.6, 0.7, 9, 100, 2.0), FrontierPoint(float("inf"), 0.0, 0.25, 0, 100, 1.0))
+    lines = table(Calibration(0.5, 0.6, points)).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("->")
+    assert lines[1].split() == ["->", "0.5000", "60.0%", "0.700", "9", "50.0"]
+    assert "inf" in lines[2]
+
+
+@pytest.mark.slow
+def test_a_pair_is_calibrated(tmp_path: Path, smollm2: loading.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("The capital of France is\nWater boils at\n")
+    small = loading.Loaded(first_layers(smollm2.model, 15), smollm2.tokenizer)
+    monkeypatch.setattr(loading, "load", lambda name, **_: small if name == str(tmp_path) else smollm2)
+    args = ("calibrate", "ead", str(path), "--large", "smollm2-135m", "--small", str(tmp_path), "--no-chat")
+    done = invoke(*args, "--max-new-tokens", "16", "--window", "2", "--max-runs", "3", "--json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert 2 <= len(found["frontier"]) <= 3
+    assert {point["tokens"] for point in found["frontier"]} == {32}
+    assert found["large_share"] in {point["large_share"] for point in found["frontier"]}
