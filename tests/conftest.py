@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -90,6 +91,15 @@ def tiny_model(request: pytest.FixtureRequest) -> PreTrainedModel:
 @pytest.fixture(scope="session")
 def tiny_llama() -> PreTrainedModel:
     return tiny("llama")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small matrices gain little from more, and on a busy machine threads lose a hundredfold waiting for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

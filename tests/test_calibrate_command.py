@@ -65,6 +65,7 @@ def test_the_table_marks_the_choice() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_a_pair_is_calibrated(tmp_path: Path, smollm2: loading.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.txt"
     path.write_text("The capital of France is\nWater boils at\n")

@@ -12,6 +12,7 @@ from tests.integrations.transformers.test_runner import TOLERANCE, reference
 from trimtab.integrations.transformers.runner import Runner, forward_of
 from trimtab.integrations.transformers.seated_state import SeatedState
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = 4
 PASSES = st.lists(
     st.tuples(st.lists(st.integers(0, ROWS - 1), min_size=1, unique=True), st.booleans(), st.integers(1, 4)),
@@ -20,7 +21,7 @@ PASSES = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(passes=PASSES)
 def test_any_history_of_seatings(tiny_llama: PreTrainedModel, passes: list[tuple[list[int], bool, int]]) -> None:
     """Rows that were never seated too, and growth on the way."""
