@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .command_support import check_model_name, encode, import_quietly, option, remember_debug, whole
 from .errors import InputError
-from .generate_command import _import_quietly, _option, _remember_debug, _whole, check_model_name, encode
 
 if TYPE_CHECKING:
     from .integrations.transformers.entropy_calibration import Calibration
@@ -34,26 +34,24 @@ def ead(
     large_share: Annotated[
         float, typer.Option(metavar="X", help="Share of the tokens that the large model should write.")
     ] = 0.25,
-    max_new_tokens: Annotated[int, typer.Option(parser=_whole, metavar="N", help="Tokens a prompt and probe.")] = 64,
-    window: Annotated[int, typer.Option(parser=_whole, metavar="N", help="Tokens in the rolling mean.")] = 5,
-    max_runs: Annotated[int, typer.Option(parser=_whole, metavar="N", help="Thresholds to try at most.")] = 10,
+    max_new_tokens: Annotated[int, typer.Option(parser=whole, metavar="N", help="Tokens a prompt and probe.")] = 64,
+    window: Annotated[int, typer.Option(parser=whole, metavar="N", help="Tokens in the rolling mean.")] = 5,
+    max_runs: Annotated[int, typer.Option(parser=whole, metavar="N", help="Thresholds to try at most.")] = 10,
     chat: Annotated[
-        bool | None, _option("--chat/--no-chat", help="Use the chat template; default: if the tokenizer has one.")
+        bool | None, option("--chat/--no-chat", help="Use the chat template; default: if the tokenizer has one.")
     ] = None,
     threads: Annotated[
-        int | None, _option("--threads", help="CPU threads; default: torch's choice.", parser=_whole, metavar="N")
+        int | None, option("--threads", help="CPU threads; default: torch's choice.", parser=whole, metavar="N")
     ] = None,
-    as_json: Annotated[bool, _option("--json", help="Print one JSON object.")] = False,
-    debug: Annotated[
-        bool, _option("--debug", help="Show tracebacks.", callback=_remember_debug, is_eager=True)
-    ] = False,
+    as_json: Annotated[bool, option("--json", help="Print one JSON object.")] = False,
+    debug: Annotated[bool, option("--debug", help="Show tracebacks.", callback=remember_debug, is_eager=True)] = False,
 ) -> None:
     """Find the threshold of entropy-adaptive decoding for a share of the large model, and show what others give."""
     texts = read_prompts(prompts)
     check_model_name(large)
     if small != LOW_BIT:
         check_model_name(small)
-    _import_quietly(threads)
+    import_quietly(threads)
     from .integrations.transformers.entropy_adaptive import EntropyAdaptive
     from .integrations.transformers.loading import load
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 import os
 import sys
 import time
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .command_support import check_model_name, encode, import_quietly, number, option, remember_debug, whole
 from .errors import InputError
-from .integrations.transformers.embedded import MODELS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,38 +35,12 @@ _DTYPES = ("float32", "bfloat16", "float16")
 # -- options ---------------------------------------------------------------------------------------------------------
 
 
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"is {text!r}: give a whole number") from None
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"is {text!r}: give a number")
-    return value
-
-
-def _remember_debug(context: typer.Context, debug: bool) -> bool:
-    context.find_root().obj["debug"] = debug
-    return debug
-
-
-def _option(*names: str, help: str, panel: str | None = None, **rest: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **rest)
-
-
 def _whole_option(name: str, help: str, panel: str | None = None) -> Any:
-    return _option(name, help=help, panel=panel, parser=_whole, metavar="N")
+    return option(name, help=help, panel=panel, parser=whole, metavar="N")
 
 
 def _number_option(name: str, help: str) -> Any:
-    return _option(name, help=help, panel=_SAMPLING, parser=_number, metavar="X")
+    return option(name, help=help, panel=_SAMPLING, parser=number, metavar="X")
 
 
 _METHOD, _SAMPLING, _PROMPT = "Method: quantized", "Sampling", "Prompt"
@@ -87,29 +60,25 @@ def generate(
         str, typer.Option(metavar="|".join(METHODS), help="Decoding method; none is plain transformers.")
     ] = "quantized",
     max_new_tokens: Annotated[
-        int, typer.Option(parser=_whole, metavar="N", help="Most tokens to generate; the model's context ends it too.")
+        int, typer.Option(parser=whole, metavar="N", help="Most tokens to generate; the model's context ends it too.")
     ] = 128,
     stop: Annotated[
         list[str] | None,
-        _option("--stop", metavar="TEXT", help="Stop once TEXT appears, and keep it. May be given several times."),
+        option("--stop", metavar="TEXT", help="Stop once TEXT appears, and keep it. May be given several times."),
     ] = None,
-    as_json: Annotated[bool, _option("--json", help="Print one JSON object at the end instead of streaming.")] = False,
+    as_json: Annotated[bool, option("--json", help="Print one JSON object at the end instead of streaming.")] = False,
     dtype: Annotated[
         str | None,
-        _option(
-            "--dtype", metavar="NAME", help=f"{', '.join(_DTYPES)}; default: float32 on the CPU, else the model's."
-        ),
+        option("--dtype", metavar="NAME", help=f"{', '.join(_DTYPES)}; default: float32 on the CPU, else the model's."),
     ] = None,
     device: Annotated[
-        str | None, _option("--device", metavar="NAME", help="Default: cuda if there is one, else cpu.")
+        str | None, option("--device", metavar="NAME", help="Default: cuda if there is one, else cpu.")
     ] = None,
     threads: Annotated[int | None, _whole_option("--threads", "CPU threads; default: torch's choice.")] = None,
-    debug: Annotated[
-        bool, _option("--debug", help="Show tracebacks.", callback=_remember_debug, is_eager=True)
-    ] = False,
+    debug: Annotated[bool, option("--debug", help="Show tracebacks.", callback=remember_debug, is_eager=True)] = False,
     prompt_file: Annotated[
         Path | None,
-        _option(
+        option(
             "--prompt-file",
             metavar="FILE",
             panel=_PROMPT,
@@ -118,12 +87,12 @@ def generate(
     ] = None,
     chat: Annotated[
         bool | None,
-        _option("--chat/--no-chat", panel=_PROMPT, help="Use the chat template; default: if the tokenizer has one."),
+        option("--chat/--no-chat", panel=_PROMPT, help="Use the chat template; default: if the tokenizer has one."),
     ] = None,
-    system: Annotated[str | None, _option("--system", metavar="TEXT", panel=_PROMPT, help="System message.")] = None,
+    system: Annotated[str | None, option("--system", metavar="TEXT", panel=_PROMPT, help="System message.")] = None,
     mode: Annotated[
         str | None,
-        _option(
+        option(
             "--mode",
             metavar="quantized|lossless",
             panel=_METHOD,
@@ -132,11 +101,11 @@ def generate(
     ] = None,
     bits: Annotated[
         int | None,
-        _option(
+        option(
             "--bits",
             metavar="8|4|16",
             panel=_METHOD,
-            parser=_whole,
+            parser=whole,
             help="Weights of the verifying passes; default 8, 16 is the model's own precision.",
         ),
     ] = None,
@@ -149,17 +118,17 @@ def generate(
     ] = None,
     drafter: Annotated[
         str | None,
-        _option("--drafter", metavar="prompt_lookup|none", panel=_METHOD, help="Default prompt_lookup."),
+        option("--drafter", metavar="prompt_lookup|none", panel=_METHOD, help="Default prompt_lookup."),
     ] = None,
     activation_bits: Annotated[
         int | None,
-        _option("--activation-bits", metavar="16|8", panel=_METHOD, parser=_whole, help="With 8 bits; default 16."),
+        option("--activation-bits", metavar="16|8", panel=_METHOD, parser=whole, help="With 8 bits; default 16."),
     ] = None,
     outliers: Annotated[
         int | None, _whole_option("--outliers", "Channels kept in full precision; default 32.", _METHOD)
     ] = None,
     quantize_head: Annotated[
-        bool, _option("--quantize-head", panel=_METHOD, help="Quantise the output head too.")
+        bool, option("--quantize-head", panel=_METHOD, help="Quantise the output head too.")
     ] = False,
     temperature: Annotated[
         float | None, _number_option("--temperature", "0 (default) is greedy, more than 0 samples.")
@@ -208,7 +177,7 @@ def generate(
     text = read_prompt(prompt, prompt_file)
 
     with _working(f"loading {model}"):
-        _import_quietly(threads)
+        import_quietly(threads)
         decoder = _method(method, settings)
         from .integrations.transformers.loading import load
 
@@ -308,20 +277,6 @@ def check_sampling(
     )
 
 
-def check_model_name(name: str) -> None:
-    """Refuse an obvious misspelling of an embedded model; anything else is for `load` to find.
-
-    Raises:
-        InputError: suggests the nearest name.
-    """
-    if not name.strip():
-        raise InputError(f"--model is {name!r}: give one of {', '.join(MODELS)}, a path, or a hub id")
-    if name in MODELS or "/" in name or Path(name).exists():
-        return
-    if near := difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.75):
-        raise InputError(f"--model is {name!r}, which is no embedded model and no path: did you mean {near[0]!r}?")
-
-
 def read_prompt(prompt: str | None, file: Path | None) -> str:
     """The prompt from the argument, from stdin (`-`) or from a file.
 
@@ -378,60 +333,12 @@ def _flag(name: str) -> str:
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
-def _import_quietly(threads: int | None) -> None:
-    """Import torch and transformers so that only their errors are heard."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # read at import; a log file wants lines, not hundreds of bars
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    if sys.stderr.isatty():
-        from huggingface_hub.utils.tqdm import enable_progress_bars
-
-        enable_progress_bars()  # switched off with transformers' own; a download of gigabytes should show itself
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
 def _method(method: str, settings: dict[str, Any]) -> QuantizedVerification | None:
     if method == "none":
         return None
     from .integrations.transformers.quantized_verification import QuantizedVerification
 
     return QuantizedVerification(**settings)
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, chat: bool | None, system: str | None, model_name: str
-) -> dict[str, Any]:
-    """`input_ids` and `attention_mask` of a prompt, through the chat template if there is one or it is asked for.
-
-    Raises:
-        InputError: a chat template is needed and missing, or refuses the messages.
-    """
-    from jinja2 import TemplateError
-
-    templated = bool(tokenizer.chat_template)
-    if not templated and (chat or system is not None):
-        asked = "--chat" if chat else f"--system {system!r}"
-        raise InputError(f"{asked} is given, and {model_name} has no chat template: leave it out")
-    if templated and chat is not False:
-        messages = [] if system is None else [{"role": "system", "content": system}]
-        messages.append({"role": "user", "content": text})
-        try:
-            encoded = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        except TemplateError as error:
-            raise InputError(
-                f"the chat template of {model_name} refuses the messages ({error}): try --no-chat"
-            ) from error
-    else:
-        encoded = tokenizer(text, return_tensors="pt")
-    # some tokenizers add token types, which no decoder-only model takes
-    return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
 
 
 def _room(model: PreTrainedModel, prompt_tokens: int) -> int:
