@@ -55,8 +55,8 @@ class Scheme:
 
 
 SCHEMES = {
-    "W8A8, the paper's": Scheme(LowBitConfig(activation_bits=8, outliers=0)),
-    "W8A8, SmoothQuant 0.5": Scheme(LowBitConfig(activation_bits=8, outliers=0), 0.5),
+    "W8A8": Scheme(LowBitConfig(activation_bits=8, outliers=0)),
+    "W8A8, SmoothQuant 0.5 (the paper's)": Scheme(LowBitConfig(activation_bits=8, outliers=0), 0.5),
     "W8A8, SmoothQuant 0.7": Scheme(LowBitConfig(activation_bits=8, outliers=0), 0.7),
     "W8A8, 32 outliers": Scheme(LowBitConfig(activation_bits=8, outliers=32)),
     "W8A8, 64 outliers": Scheme(LowBitConfig(activation_bits=8, outliers=64)),
