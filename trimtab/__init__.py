@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .integrations.transformers.low_bit import LowBitConfig, LowBitModel
     from .integrations.transformers.quantized_verification import QuantizedVerification
     from .integrations.transformers.runner import Runner
+    from .integrations.transformers.temperature_selector import TemperatureSelector
 
 __version__ = "0.1.0"
 
@@ -22,6 +23,7 @@ __all__ = [
     "LowBitModel",
     "QuantizedVerification",
     "Runner",
+    "TemperatureSelector",
     "__version__",
     "load",
 ]
@@ -33,6 +35,7 @@ _HOMES = {
     "LowBitModel": "low_bit",
     "QuantizedVerification": "quantized_verification",
     "Runner": "runner",
+    "TemperatureSelector": "temperature_selector",
 }
 
 

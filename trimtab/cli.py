@@ -19,6 +19,7 @@ from .calibrate_command import calibrate
 from .doctor import doctor
 from .errors import InputError
 from .generate_command import generate
+from .temperature_command import temperature
 
 _INTERRUPTED = 130
 
@@ -98,6 +99,7 @@ app.callback()(_root)
 app.command()(generate)
 app.command()(doctor)
 app.add_typer(calibrate, name="calibrate")
+app.add_typer(temperature, name="temperature")
 
 if __name__ == "__main__":
     app(prog_name="trimtab")
