@@ -25,18 +25,18 @@ def _group() -> None:
 
 @temperature.command()
 def predict(
+    model: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME|SIZE", help="A model of the table, or a size such as 7B or 135M.", show_default=False
+        ),
+    ],
     prompt: Annotated[
         str | None,
         typer.Argument(
             metavar="PROMPT", help="The prompt, or - for stdin (less one newline at its end).", show_default=False
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME|SIZE", help="A model of the table, or a size such as 7B or 135M.", show_default=False
-        ),
-    ] = ...,
     rule: Annotated[
         str, typer.Option(metavar="|".join(RULES), help="Score of all abilities, or of the likeliest (the paper's).")
     ] = "expected",

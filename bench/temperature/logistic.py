@@ -39,10 +39,10 @@ def fit(vectors: Tensor, labels: Tensor, classes: int, strength: float) -> Head:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = cross_entropy(vectors @ weight.T + bias, labels) + strength * weight.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return Head(weight.detach(), bias.detach())
 
 

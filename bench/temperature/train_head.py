@@ -41,7 +41,9 @@ app = typer.Typer(add_completion=False)
 def main(
     per_ability: Annotated[int, typer.Option(help="Training prompts of each ability.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the training prompts.")] = 0,
-    spec_bench_file: Annotated[Path | None, typer.Option("--spec-bench", help="More of Spec-Bench.")] = None,
+    spec_bench_file: Annotated[
+        Path | None, typer.Option("--spec-bench", help="All of Spec-Bench, another held-out file.")
+    ] = None,
     more_files: Annotated[list[str] | None, typer.Option("--more", help="ABILITY=FILE, another held-out file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
@@ -57,21 +59,24 @@ def main(
     weights = {"weight": head.weight.float().contiguous(), "bias": head.bias.float().contiguous()}
     save_file(weights, HEAD, metadata={"abilities": ",".join(ABILITIES), "encoder": REQUIREMENT})
 
-    held_out = spec_bench() if spec_bench_file is None else spec_bench(spec_bench_file)
+    elsewhere = [] if spec_bench_file is None else spec_bench(spec_bench_file)
     for text in more_files or []:
         ability, _, path = text.partition("=")
-        held_out += more(Path(path), ability)
-    results = {
+        elsewhere += more(Path(path), ability)
+    results: dict[str, Any] = {
         "training": {"prompts": len(made), "groups": len({item.group for item in made}), "seed": seed},
         "penalty": strength,
         "cross_validation": {str(value): {"nll": nll, "accuracy": share} for value, (nll, share) in trials.items()},
         "held_out": measure(encoder, head, by_hand("held_out")),
         "development": measure(encoder, head, by_hand("development")),
-        "public": measure(encoder, head, held_out),
+        "spec_bench": measure(encoder, head, spec_bench()),
         "provenance": provenance(),
     }
-    for name in ("held_out", "development", "public"):
-        _print(name, results[name])
+    if elsewhere:
+        results["elsewhere"] = measure(encoder, head, elsewhere)
+    for name in ("held_out", "development", "spec_bench", "elsewhere"):
+        if name in results:
+            _print(name, results[name])
     if json_file is not None:
         json_file.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
