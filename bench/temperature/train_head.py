@@ -41,9 +41,7 @@ app = typer.Typer(add_completion=False)
 def main(
     per_ability: Annotated[int, typer.Option(help="Training prompts of each ability.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the training prompts.")] = 0,
-    spec_bench_file: Annotated[
-        Path | None, typer.Option("--spec-bench", help="All of Spec-Bench, another held-out file.")
-    ] = None,
+    spec_bench_file: Annotated[Path | None, typer.Option("--spec-bench", help="All of Spec-Bench.")] = None,
     more_files: Annotated[list[str] | None, typer.Option("--more", help="ABILITY=FILE, another held-out file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
