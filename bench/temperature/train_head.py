@@ -39,7 +39,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    per_ability: Annotated[int, typer.Option(help="Training prompts of each ability.")] = 500,
+    per_ability: Annotated[int, typer.Option(help="Training prompts of each ability.")] = 300,
     seed: Annotated[int, typer.Option(help="Of the training prompts.")] = 0,
     spec_bench_file: Annotated[Path | None, typer.Option("--spec-bench", help="All of Spec-Bench.")] = None,
     more_files: Annotated[list[str] | None, typer.Option("--more", help="ABILITY=FILE, another held-out file.")] = None,

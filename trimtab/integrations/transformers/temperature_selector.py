@@ -25,7 +25,7 @@ from .sentence_encoder import SentenceEncoder
 HEAD = Path(__file__).parents[2] / "data" / "ability_head.safetensors"
 """Weight and bias over `features`; made by bench/temperature/train_head.py."""
 
-_EDGE = 120
+_EDGE = 40
 """Characters at the beginning and at the end of a prompt that are read on their own."""
 
 Rule = Literal["expected", "likeliest"]
