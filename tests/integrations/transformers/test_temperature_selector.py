@@ -236,10 +236,10 @@ def test_one_temperature_for_all_is_transformers_own(tiny_llama: PreTrainedModel
     processor = RowTemperatures([0.7] * 3)
     for _ in range(2):
         set_seed(5)
-        plain = tiny_llama.generate(ids, max_new_tokens=20, do_sample=True, temperature=0.7, top_k=0)
+        plain = tiny_llama.generate(ids, max_new_tokens=8, do_sample=True, temperature=0.7, top_k=0)
         set_seed(5)
         ours = tiny_llama.generate(
-            ids, max_new_tokens=20, do_sample=True, temperature=1.0, top_k=0, logits_processor=[processor]
+            ids, max_new_tokens=8, do_sample=True, temperature=1.0, top_k=0, logits_processor=[processor]
         )
         assert torch.equal(plain, ours)
 
@@ -248,10 +248,9 @@ def test_one_temperature_for_all_is_transformers_own(tiny_llama: PreTrainedModel
 def test_a_real_batch_samples_as_its_rows_alone(smollm2: Loaded) -> None:
     """Inverse-CDF sampling with one fixed stream per row, so that a row's text does not depend on its neighbours."""
     model, tokenizer = smollm2
-    tokenizer.padding_side = "left"
     temperatures = [0.1, 1.0, 1.6]
-    inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True)
-    uniform = torch.rand(3, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True, padding_side="left")
+    uniform = torch.rand(3, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def draw(rows: list[int]) -> list[list[int]]:
         start = inputs["input_ids"].shape[1]
@@ -267,7 +266,7 @@ def test_a_real_batch_samples_as_its_rows_alone(smollm2: Loaded) -> None:
         out = model.generate(
             input_ids=inputs["input_ids"][rows], attention_mask=inputs["attention_mask"][rows],
             logits_processor=[RowTemperatures([temperatures[row] for row in rows]), pick],
-            max_new_tokens=12, do_sample=True, temperature=1.0, top_k=0, eos_token_id=None,
+            max_new_tokens=6, do_sample=True, temperature=1.0, top_k=0, eos_token_id=None,
         )  # fmt: skip
         return out[:, start:].tolist()
 
