@@ -9,21 +9,26 @@ from .errors import InputError
 if TYPE_CHECKING:
     from .integrations.transformers.entropy_adaptive import EntropyAdaptive
     from .integrations.transformers.loading import load
+    from .integrations.transformers.logit_fusion import LogitFusion
     from .integrations.transformers.low_bit import LowBitConfig, LowBitModel
     from .integrations.transformers.quantized_verification import QuantizedVerification
     from .integrations.transformers.runner import Runner
     from .integrations.transformers.temperature_selector import TemperatureSelector
+    from .integrations.transformers.steer import Steer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EntropyAdaptive",
     "InputError",
+    "InputError",
+    "LogitFusion",
     "LowBitConfig",
     "LowBitModel",
     "QuantizedVerification",
     "Runner",
     "TemperatureSelector",
+    "Steer",
     "__version__",
     "load",
 ]
@@ -31,11 +36,13 @@ __all__ = [
 _HOMES = {
     "EntropyAdaptive": "entropy_adaptive",
     "load": "loading",
+    "LogitFusion": "logit_fusion",
     "LowBitConfig": "low_bit",
     "LowBitModel": "low_bit",
     "QuantizedVerification": "quantized_verification",
     "Runner": "runner",
     "TemperatureSelector": "temperature_selector",
+    "Steer": "steer",
 }
 
 
