@@ -82,9 +82,11 @@ class AuxiliaryModel:
         old: list[tuple[int, ...]] = getattr(self._kept, "texts", None) or []
         sources = [_longest_prefix(text, row, old) for row, text in enumerate(texts)]
         kept = [min(length, len(text) - 1) for text, (_, length) in zip(texts, sources, strict=True)]
-        continued = all(length == len(text) - 1 for text, length in zip(texts, kept, strict=True))
+        stepped = bool(old) and all(
+            length == len(old[row]) == len(text) - 1 for text, (row, length) in zip(texts, sources, strict=True)
+        )
         # A step cannot have changed the weights, a training step between two calls can.
-        stamp = getattr(self._kept, "stamp", None) if continued and old else _stamp(self.model)
+        stamp = getattr(self._kept, "stamp", None) if stepped else _stamp(self.model)
         if not any(kept) or stamp != getattr(self._kept, "stamp", None):
             self._kept.stamp = stamp
             self._kept.runner = Runner.of(self.model, len(texts))

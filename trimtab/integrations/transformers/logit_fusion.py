@@ -91,8 +91,8 @@ class LogitFusion(LogitsProcessor):
         self._widths += [(f"experts[{index}]", expert.width) for index, expert in enumerate(self._experts)]
         common_width(self._widths)
         self._rows = PromptRows(self, base, attention_mask)
-        # text -> alphas, divergences, targets of the token after it; like the models' states a function of the ids
-        self._steps: dict[tuple[int, ...], tuple[list[float], list[float], list[list[float]]]] = {}
+        # hash of a text -> alphas, divergences, targets of the token after it: a function of the ids, like the models' states
+        self._steps: dict[int, tuple[list[float], list[float], list[list[float]]]] = {}
         self._lock = threading.Lock()
 
     @torch.no_grad()
@@ -135,7 +135,7 @@ class LogitFusion(LogitsProcessor):
             skipped = {position for position, seen in enumerate(mask) if not seen}
             text: list[int] = []
             for position, token in enumerate(tokens):
-                known = self._steps.get(tuple(text)) if position >= len(mask) else None
+                known = self._steps.get(hash(tuple(text))) if position >= len(mask) else None
                 if known is not None:
                     alpha[row, position], divergence[row, position], target[row, position] = map(torch.tensor, known)
                 if position not in skipped:
@@ -145,7 +145,7 @@ class LogitFusion(LogitsProcessor):
     def _remember(self, texts: list[list[int]], *figures: Tensor) -> None:
         with self._lock:
             for text, *step in zip(texts, *(figure.tolist() for figure in figures), strict=True):
-                key = tuple(text)
+                key = hash(tuple(text))
                 self._steps.pop(key, None)
                 self._steps[key] = (step[0], step[1], step[2])
             while len(self._steps) > TRACED_STEPS:
