@@ -13,22 +13,21 @@ if TYPE_CHECKING:
     from .integrations.transformers.low_bit import LowBitConfig, LowBitModel
     from .integrations.transformers.quantized_verification import QuantizedVerification
     from .integrations.transformers.runner import Runner
-    from .integrations.transformers.temperature_selector import TemperatureSelector
     from .integrations.transformers.steer import Steer
+    from .integrations.transformers.temperature_selector import TemperatureSelector
 
 __version__ = "0.1.0"
 
 __all__ = [
     "EntropyAdaptive",
     "InputError",
-    "InputError",
     "LogitFusion",
     "LowBitConfig",
     "LowBitModel",
     "QuantizedVerification",
     "Runner",
-    "TemperatureSelector",
     "Steer",
+    "TemperatureSelector",
     "__version__",
     "load",
 ]
