@@ -632,5 +632,5 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_names_are_listed() -> None:
-    assert MODELS == ("smollm2-135m", "gemma3-270m")
+    assert tuple(MODELS) == ("smollm2-135m", "gemma3-270m")
     assert loading.load is load
