@@ -171,7 +171,18 @@ def _along(log_p: Tensor, push: Tensor, target: Tensor, alpha_max: float) -> tup
 def _grid(log_p: Tensor, push: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
     """`GRID + 1` alphas from low to high, `[points, rows]`, and the divergences there, `[points, rows, 2]`."""
     points = torch.stack([torch.lerp(low, high, cell / GRID) for cell in range(GRID + 1)])
-    return points, torch.stack([_moments(log_p, push, alpha).divergence for alpha in points])
+    return points, torch.stack([_divergence(log_p, push, alpha) for alpha in points])
+
+
+def _divergence(log_p: Tensor, push: Tensor, alpha: Tensor) -> Tensor:
+    """`_moments(...).divergence` in half the passes over the vocabulary."""
+    tilted = torch.addcmul(log_p, alpha[:, None], push)
+    top = tilted.amax(-1, keepdim=True)
+    weight = tilted.sub_(top).exp_()
+    total = weight.sum(-1)
+    log_z = total.log() + top[:, 0]
+    mean = (weight[:, None] @ push[:, :, None])[:, 0, 0] / total
+    return torch.stack([alpha * mean - log_z, log_z], dim=-1)
 
 
 # -- all experts together ----------------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ class LogitFusion(LogitsProcessor):
         self._widths += [(f"experts[{index}]", expert.width) for index, expert in enumerate(self._experts)]
         common_width(self._widths)
         self._rows = PromptRows(self, base, attention_mask)
-        # hash of a text -> alphas, divergences, targets of the token after it: a function of the ids, as the states are
+        # hash of a text -> figures of the token after it: a function of the ids, like the models' states
         self._steps: dict[int, tuple[list[float], list[float], list[list[float]]]] = {}
         self._lock = threading.Lock()
 
