@@ -42,7 +42,8 @@ style: $(VENV)/.test
 
 bench: $(VENV)/.test  ## the figures of the README
 	$(BIN)/python bench/quantized_verification.py --model smollm2-135m --prompts bench/data/spec_bench_60.jsonl \
-		--limit 24 --max-new-tokens 128 --json bench/results/quantized_verification.json \
+		--limit 24 --max-new-tokens 128 --arms plain,hf_prompt_lookup,full,low_bit_plain,quantized,lossless \
+		--json bench/results/quantized_verification.json \
 		--plot bench/results/quantized_verification.png
 
 clean:
