@@ -325,8 +325,17 @@ def test_ctrl_c_is_quiet() -> None:
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        # Rarely an interrupt arrives in C code that clears every exception (PyObject_HasAttr does): then press again.
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            try:
+                _, errors = process.communicate(timeout=8)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        else:
+            process.kill()
+            pytest.fail("three interrupts did not end the command")
     assert process.returncode == 130
     assert errors == ""
 
