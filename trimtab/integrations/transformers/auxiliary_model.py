@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel
 from ...errors import InputError
 from .module_forward import check_supported
 from .runner import Runner
+from .weights_stamp import weights_stamp
 
 MAX_PADDED_IDS = 512
 """Logits beyond the tokenizer's ids that padding of the embedding may explain."""
@@ -86,7 +86,7 @@ class AuxiliaryModel:
             length == len(old[row]) == len(text) - 1 for text, (row, length) in zip(texts, sources, strict=True)
         )
         # A step cannot have changed the weights, a training step between two calls can.
-        stamp = getattr(self._kept, "stamp", None) if stepped else _stamp(self.model)
+        stamp = getattr(self._kept, "stamp", None) if stepped else weights_stamp(self.model)
         if not any(kept) or stamp != getattr(self._kept, "stamp", None):
             self._kept.stamp = stamp
             self._kept.runner = Runner.of(self.model, len(texts))
@@ -147,8 +147,3 @@ def _shared(a: tuple[int, ...], b: tuple[int, ...]) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle)
     return low
-
-
-def _stamp(model: PreTrainedModel) -> Any:
-    # in-place updates raise a tensor's version, new tensors have another address
-    return tuple((p.data_ptr(), p._version) for p in model.parameters())

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .low_bit import LowBitModel
+from .weights_stamp import weights_stamp
 
 
 class LowBitCache:
@@ -26,8 +27,7 @@ class LowBitCache:
 
     def of(self, model: PreTrainedModel) -> LowBitModel:
         """The low-bit copy of `model`."""
-        # in-place updates raise a tensor's version, new tensors have another address
-        stamp = tuple((p.data_ptr(), p._version) for p in model.parameters())
+        stamp = weights_stamp(model)
         with self._lock:
             known = self._made.get(model)
             if known is None or known[0] != stamp:

@@ -6,17 +6,15 @@ in the frame of the `generate` call that is running the processor, so they are r
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
-from transformers import GenerationMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ...errors import InputError
-
-_GENERATE_CODE = getattr(GenerationMixin.generate, "__wrapped__", GenerationMixin.generate).__code__
+from .generate_frames import generate_locals
 
 
 class Row(NamedTuple):
@@ -114,13 +112,9 @@ class PromptRows:
 def _prompts_of_generate(processor: object) -> _Prompts | None:
     """Of the outermost running `generate` that was given this processor: an assistant drafts in one inside it."""
     found = None
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _GENERATE_CODE:
-            known = frame.f_locals
-            if any(each is processor for each in known.get("prepared_logits_processor") or ()):
-                found = known
-        frame = frame.f_back  # type: ignore[assignment]
+    for known in generate_locals():
+        if any(each is processor for each in known.get("prepared_logits_processor") or ()):
+            found = known
     if found is None:
         return None
     ids, mask = found["input_ids"], found["model_kwargs"].get("attention_mask")

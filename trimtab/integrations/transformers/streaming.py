@@ -6,24 +6,16 @@ would wait for ever. trimtab therefore looks `s` up in the frame of `generate` t
 
 from __future__ import annotations
 
-import sys
-
 import torch
-from transformers import GenerationMixin
 from transformers.generation.streamers import BaseStreamer
 
-_GENERATE_CODE = getattr(GenerationMixin.generate, "__wrapped__", GenerationMixin.generate).__code__
+from .generate_frames import generate_locals
 
 
 def streamer_of_generate() -> BaseStreamer | None:
     """The `streamer=` of the `generate` call that is running this code, None without one."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _GENERATE_CODE:
-            streamer: BaseStreamer | None = frame.f_locals.get("streamer")
-            return streamer
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
+    found: BaseStreamer | None = next(generate_locals(), {}).get("streamer")
+    return found
 
 
 class LockstepStream:
