@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
-from transformers.generation import StopStringCriteria
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import GenerateDecoderOnlyOutput, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -17,42 +16,54 @@ from .streaming import streamer_of_generate
 from .window_sampling import Verified
 
 
-@contextmanager
-def opened(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    model_kwargs: dict[str, Any],
-    *,
-    streamer: BaseStreamer | None,
-    stop_strings: str | list[str] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-) -> Iterator[Generation]:
-    """The rows of a call, checked; its streamer is ended whatever happens inside.
+class CustomMethod:
+    """What `generate(custom_generate=...)` calls: checks, rows, streamer and criteria here, decoding in a subclass.
 
-    Args:
+    Attributes:
         streamer: the method's own, in place of `generate(streamer=...)`.
         stop_strings: the method's own.
         tokenizer: for `stop_strings`.
-
-    Raises:
-        InputError: the call asks for what a method with a decoding loop of its own cannot do.
     """
-    found = streamer or streamer_of_generate()
-    try:
-        if streamer is not None:
-            streamer.put(input_ids.cpu())
-        check_call(generation_config, model_kwargs)
-        criteria = StoppingCriteriaList(stopping_criteria)
-        if stop_strings is not None:
-            criteria.append(StopStringCriteria(tokenizer, stop_strings))
-        mask = model_kwargs.get("attention_mask")
-        yield Generation(model, input_ids, mask, generation_config, criteria, found)
-    finally:
-        # a TextIteratorStreamer's consumer waits for this, also when something was raised
-        if found is not None:
-            found.end()
+
+    streamer: BaseStreamer | None
+    stop_strings: str | list[str] | None
+    tokenizer: PreTrainedTokenizerBase | None
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **model_kwargs: Any,
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        """Called by `generate`, which has prepared every argument.
+
+        Raises:
+            InputError: the call asks for what a method with a decoding loop of its own cannot do.
+        """
+        streamer = self.streamer or streamer_of_generate()
+        try:
+            if self.streamer is not None:
+                self.streamer.put(input_ids.cpu())
+            check_call(generation_config, model_kwargs)
+            criteria = StoppingCriteriaList(stopping_criteria)
+            if self.stop_strings is not None:
+                criteria.append(StopStringCriteria(self.tokenizer, self.stop_strings))
+            # not a named parameter: generate would take it for an option of ours and pass it twice
+            mask = model_kwargs.get("attention_mask")
+            rows = Generation(model, input_ids, mask, generation_config, criteria, streamer)
+            return self._decode(model, rows, logits_processor, generation_config)
+        finally:
+            # a TextIteratorStreamer's consumer waits for this, also when something was raised
+            if streamer is not None:
+                streamer.end()
+
+    def _decode(
+        self, model: PreTrainedModel, rows: Generation, processors: LogitsProcessorList, config: GenerationConfig
+    ) -> Tensor | GenerateDecoderOnlyOutput:
+        raise NotImplementedError
 
 
 class ScoreRecord:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -22,7 +22,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from ...decoding.entropy_gate import EntropyGate, GateSettings, entropy_bits
 from ...errors import InputError
 from . import runner
-from .custom_call import ScoreRecord, opened
+from .custom_call import CustomMethod, ScoreRecord
 from .entropy_adaptive_stats import SPEAKERS, EntropyAdaptiveStats, RowStats, Speaker
 from .entropy_calibration import Calibration, FrontierPoint, find_threshold
 from .generation import Generation
@@ -44,7 +44,7 @@ class EntropyAdaptiveOutput(GenerateDecoderOnlyOutput):
     stats: EntropyAdaptiveStats | None = None
 
 
-class EntropyAdaptive:
+class EntropyAdaptive(CustomMethod):
     """Pass it as `large.generate(**inputs, custom_generate=EntropyAdaptive(small, threshold=...), max_new_tokens=...)`.
 
     The object holds settings, the small model and a cache of low-bit weights, no state of a call: use it again, in
@@ -169,33 +169,15 @@ class EntropyAdaptive:
 
         return find_threshold(probe, large_share, window=window, tolerance=tolerance, max_runs=max_runs)
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **model_kwargs: Any,
+    def _decode(
+        self, model: PreTrainedModel, rows: Generation, processors: LogitsProcessorList, config: GenerationConfig
     ) -> Tensor | EntropyAdaptiveOutput:
-        """Called by `generate`, which has prepared every argument; `model` is the large one."""
-        # attention_mask is not a named parameter: generate would take it for an option of ours and pass it twice
-        with opened(
-            model,
-            input_ids,
-            stopping_criteria,
-            generation_config,
-            model_kwargs,
-            streamer=self.streamer,
-            stop_strings=self.stop_strings,
-            tokenizer=self.tokenizer,
-        ) as rows:
-            call = _Call(self, model, rows, logits_processor, generation_config)
-            with torch.no_grad():
-                call.run()
-            if not generation_config.return_dict_in_generate:
-                return rows.sequences()
-            return EntropyAdaptiveOutput(**call.record.fields(), stats=call.stats)
+        call = _Call(self, model, rows, processors, config)
+        with torch.no_grad():
+            call.run()
+        if not config.return_dict_in_generate:
+            return rows.sequences()
+        return EntropyAdaptiveOutput(**call.record.fields(), stats=call.stats)
 
 
 class _Call:

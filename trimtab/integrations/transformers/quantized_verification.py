@@ -14,14 +14,14 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from ...decoding.prompt_lookup import PromptLookup
 from ...errors import InputError
-from .custom_call import ScoreRecord, opened
+from .custom_call import CustomMethod, ScoreRecord
 from .generation import Generation
 from .low_bit import LowBitConfig, LowBitModel
 from .low_bit_cache import LowBitCache
@@ -88,7 +88,7 @@ class VerificationOutput(GenerateDecoderOnlyOutput):
     stats: VerificationStats | None = None
 
 
-class QuantizedVerification:
+class QuantizedVerification(CustomMethod):
     """Pass it as `model.generate(**inputs, custom_generate=QuantizedVerification(bits=8), max_new_tokens=...)`.
 
     The object holds settings and a cache of low-bit weights, no state of a call: use it again, in other batches and
@@ -169,31 +169,13 @@ class QuantizedVerification:
     def _make(self, model: PreTrainedModel) -> LowBitModel:
         return LowBitModel.load(model, self.weights) if self.weights else LowBitModel.quantize(model, self.config)
 
-    def __call__(
-        self,
-        model: PreTrainedModel,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **model_kwargs: Any,
+    def _decode(
+        self, model: PreTrainedModel, rows: Generation, processors: LogitsProcessorList, config: GenerationConfig
     ) -> Tensor | VerificationOutput:
-        """Called by `generate`, which has prepared every argument."""
-        # attention_mask is not a named parameter: generate would take it for an option of ours and pass it twice
-        with opened(
-            model,
-            input_ids,
-            stopping_criteria,
-            generation_config,
-            model_kwargs,
-            streamer=self.streamer,
-            stop_strings=self.stop_strings,
-            tokenizer=self.tokenizer,
-        ) as rows:
-            call = _Call(self, model, rows, logits_processor, generation_config)
-            with torch.no_grad():
-                call.run()
-            return call.output()
+        call = _Call(self, model, rows, processors, config)
+        with torch.no_grad():
+            call.run()
+        return call.output()
 
 
 class _Call:
