@@ -11,16 +11,6 @@ from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
 
-def cut(model: PreTrainedModel, layers: int) -> PreTrainedModel:
-    """A small model: the first layers of a large one."""
-    small = copy.deepcopy(model)
-    small.model.layers = small.model.layers[:layers]
-    small.config.num_hidden_layers = layers
-    if getattr(small.config, "layer_types", None):
-        small.config.layer_types = small.config.layer_types[:layers]
-    return small
-
-
 def perturbed(model: PreTrainedModel, seed: int, strength: float) -> PreTrainedModel:
     """An expert: the model with every matrix of its layers changed a little."""
     expert = copy.deepcopy(model)

@@ -20,7 +20,7 @@ from transformers import (
     set_seed,
 )
 
-from tests.conftest import SIZES, tiny
+from tests.conftest import SIZES, first_layers, tiny
 from tests.decoding.test_entropy_gate import exact_entropy
 from tests.integrations.transformers.test_quantized_verification import (
     ROWS,
@@ -50,15 +50,6 @@ def noisy(model: PreTrainedModel, scale: float = 0.4) -> PreTrainedModel:
             if parameter.dim() > 1:
                 parameter.add_(scale * parameter.std() * torch.randn(parameter.shape, generator=generator))
     return other
-
-
-def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    small = copy.deepcopy(model)
-    small.model.layers = small.model.layers[:count]
-    small.config.num_hidden_layers = count
-    if getattr(small.config, "layer_types", None):
-        small.config.layer_types = small.config.layer_types[:count]
-    return small
 
 
 @pytest.fixture(scope="module")

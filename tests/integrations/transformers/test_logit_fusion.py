@@ -11,8 +11,8 @@ from scipy import optimize
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, set_seed
 
-from tests.conftest import tiny
-from tests.integrations.transformers.fusion_reference import NaiveRows, cut, naive_fusion, naive_steer, perturbed
+from tests.conftest import first_layers, tiny
+from tests.integrations.transformers.fusion_reference import NaiveRows, naive_fusion, naive_steer, perturbed
 from trimtab import InputError, LogitFusion, QuantizedVerification, Steer
 from trimtab.decoding.fusion import fuse
 
@@ -45,7 +45,7 @@ MODES: dict[str, tuple[int, dict[str, Any]]] = {
 def models() -> tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel]:
     """Large, small base, small expert."""
     large = tiny("llama")
-    base = cut(perturbed(large, 1, 0.5), 1)
+    base = first_layers(perturbed(large, 1, 0.5), 1)
     return large, base, perturbed(base, 2, 0.5)
 
 
@@ -282,7 +282,7 @@ def test_models_that_do_not_fit_are_refused(models: Any) -> None:
         LogitFusion(base, [other])
     with pytest.raises(InputError, match="the large model has 697"):
         other.generate(torch.tensor([ROWS[0]]), logits_processor=[LogitFusion(base, [expert])], max_new_tokens=2)
-    elsewhere = cut(large, 1).to("meta")
+    elsewhere = first_layers(large, 1).to("meta")
     with pytest.raises(InputError, match=r"experts\[0\] is on meta and base is on cpu"):
         LogitFusion(base, [elsewhere])
     with pytest.raises(InputError, match="base is on meta and the large model's scores are on cpu"):
@@ -315,7 +315,7 @@ def along(model: PreTrainedModel, context: list[int], new: list[int]) -> Tensor:
 def test_real_text_is_the_reference(smollm2: Loaded, method: str) -> None:
     """Six ragged prompts, 32 greedy tokens: each is the best of the reference after the tokens before it, or a tie."""
     large, tokenizer = smollm2
-    base = cut(large, 10)
+    base = first_layers(large, 10)
     expert = perturbed(base, 0, 0.05)
     tokenizer.padding_side = "left"
     inputs = tokenizer(PROMPTS, return_tensors="pt", padding=True)

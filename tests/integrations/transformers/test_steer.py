@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.conftest import tiny
-from tests.integrations.transformers.fusion_reference import cut, log_probs, perturbed
+from tests.conftest import first_layers, tiny
+from tests.integrations.transformers.fusion_reference import log_probs, perturbed
 from trimtab import InputError, Steer
 
 PROMPT = [5, 6, 7, 8]
@@ -22,7 +22,7 @@ def expert() -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def base(expert: PreTrainedModel) -> PreTrainedModel:
-    return cut(perturbed(expert, 1, 0.5), 1)
+    return first_layers(perturbed(expert, 1, 0.5), 1)
 
 
 def test_nothing_asked_is_the_expert_itself(base: PreTrainedModel) -> None:
@@ -103,4 +103,4 @@ def test_what_a_call_lacks_is_named(expert: PreTrainedModel, base: PreTrainedMod
     with pytest.raises(InputError, match="no inputs_embeds"):
         steer(torch.zeros(2, 0, dtype=torch.long), torch.randn(2, 97))
     with pytest.raises(InputError, match="expert is on cpu and base is on meta"):
-        Steer(cut(base, 1).to("meta"), 0.2, 0.6, [[[3]]], expert=expert)
+        Steer(first_layers(base, 1).to("meta"), 0.2, 0.6, [[[3]]], expert=expert)
