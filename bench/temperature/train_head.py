@@ -28,11 +28,12 @@ from torch.nn.functional import cross_entropy
 
 from bench.provenance import provenance
 from bench.temperature.held_out import by_hand, more, spec_bench
-from bench.temperature.logistic import Head, cross_validated, fit
+from bench.temperature.logistic import cross_validated
 from bench.temperature.training_prompts import Labelled, training_prompts
 from trimtab.decoding.temperature import ABILITIES
 from trimtab.integrations.transformers.sentence_encoder import REQUIREMENT, SentenceEncoder
 from trimtab.integrations.transformers.temperature_selector import HEAD, features
+from trimtab.synthesis.logistic import Head, fit
 
 app = typer.Typer(add_completion=False)
 
