@@ -6,6 +6,8 @@ import difflib
 import math
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,18 +67,35 @@ def import_quietly(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def check_model_name(name: str) -> None:
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Say on a terminal what the wait is for, and wipe it away afterwards.
+
+    A plain line instead of rich's spinner, since conversion and quantising write to stderr meanwhile.
+    """
+    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
+        yield
+        return
+    # the cursor stays at the line's start, so that whatever else is written there replaces it
+    print(f"{what} ...\x1b[K\r", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def check_model_name(name: str, flag: str = "--model") -> None:
     """Refuse an obvious misspelling of an embedded model; anything else is for `load` to find.
 
     Raises:
         InputError: suggests the nearest name.
     """
     if not name.strip():
-        raise InputError(f"--model is {name!r}: give one of {', '.join(MODELS)}, a path, or a hub id")
+        raise InputError(f"{flag} is {name!r}: give one of {', '.join(MODELS)}, a path, or a hub id")
     if name in MODELS or "/" in name or Path(name).exists():
         return
     if near := difflib.get_close_matches(name.lower(), MODELS, n=1, cutoff=0.75):
-        raise InputError(f"--model is {name!r}, which is no embedded model and no path: did you mean {near[0]!r}?")
+        raise InputError(f"{flag} is {name!r}, which is no embedded model and no path: did you mean {near[0]!r}?")
 
 
 def encode(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command_support import check_model_name, encode, import_quietly, number, option, remember_debug, whole
+from .command_support import check_model_name, encode, import_quietly, number, option, remember_debug, whole, working
 from .errors import InputError
 
 if TYPE_CHECKING:
@@ -176,7 +174,7 @@ def generate(
     check_model_name(model)
     text = read_prompt(prompt, prompt_file)
 
-    with _working(f"loading {model}"):
+    with working(f"loading {model}"):
         import_quietly(threads)
         decoder = _method(method, settings)
         from .integrations.transformers.loading import load
@@ -186,7 +184,7 @@ def generate(
     inputs = {name: tensor.to(lm.device) for name, tensor in inputs.items()}
     room = _room(lm, inputs["input_ids"].shape[1])
     if decoder is not None:
-        with _working(f"quantising {model}"):
+        with working(f"quantising {model}"):
             decoder.prepare(lm)
 
     result = _run(
@@ -426,20 +424,3 @@ def _print_statistics(line: str) -> None:
     from rich.console import Console
 
     Console(stderr=True, highlight=False).print(line, style="dim", soft_wrap=True)
-
-
-@contextmanager
-def _working(what: str) -> Iterator[None]:
-    """Say on a terminal what the wait is for, and wipe it away afterwards.
-
-    A plain line instead of rich's spinner, since conversion and quantising write to stderr meanwhile.
-    """
-    if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield
-        return
-    # the cursor stays at the line's start, so that whatever else is written there replaces it
-    print(f"{what} ...\x1b[K\r", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    finally:
-        print("\x1b[K", end="", file=sys.stderr, flush=True)
