@@ -19,6 +19,8 @@ from .calibrate_command import calibrate
 from .doctor import doctor
 from .errors import InputError
 from .generate_command import generate
+from .measure_command import measure
+from .synthesize_command import synthesize
 from .temperature_command import temperature
 
 _INTERRUPTED = 130
@@ -97,6 +99,8 @@ def _root(
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.callback()(_root)
 app.command()(generate)
+app.command()(synthesize)
+app.command()(measure)
 app.command()(doctor)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(temperature, name="temperature")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from ..errors import InputError
 
@@ -49,14 +49,14 @@ _NAMES = {field.name for field in fields(Record)}
 class RecordFile:
     """An append-only JSONL file of records, locked while it is open.
 
-    A last line that a kill or a power cut left torn is dropped on opening.
+    Opening changes nothing; `keep` takes out a last line that a kill or a power cut left torn.
 
     Args:
         path: made if it is missing.
 
     Attributes:
         records: those in the file.
-        torn: bytes that were dropped.
+        torn: bytes after the last of them.
 
     Raises:
         InputError: another process writes to the file, or it holds something else than records in order.
@@ -75,8 +75,6 @@ class RecordFile:
             data = self._file.readall()
             self.records, self._ends = parse_records(data, path)
             self.torn = len(data) - self._end(len(self.records))
-            if self.torn:
-                self._cut(len(self.records))
         except BaseException:
             self.close()
             raise
@@ -93,53 +91,41 @@ class RecordFile:
             self.records.append(record)
 
     def keep(self, count: int) -> None:
-        """Drop all records from position `count` on."""
-        if count < len(self.records):
-            self._cut(count)
+        """Drop the records from position `count` on, and what is torn."""
+        if count < len(self.records) or self.torn:
+            self._file.truncate(self._end(count))
+            os.fsync(self._file.fileno())
             del self.records[count:], self._ends[count:]
+            self.torn = 0
 
     def _end(self, count: int) -> int:
         return self._ends[count - 1] if count else 0
 
-    def _cut(self, count: int) -> None:
-        self._file.truncate(self._end(count))
-        os.fsync(self._file.fileno())
-
     def close(self) -> None:
         """Release the lock."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def parse_records(data: bytes, path: Path) -> tuple[list[Record], list[int]]:
     """The records in a file's bytes, and where each one ends.
 
     Raises:
-        InputError: a line other than the last is no record, or one is out of order.
+        InputError: a whole line is no record, or out of order.
     """
     found: list[Record] = []
     ends: list[int] = []
-    lines = data.splitlines(keepends=True)
+    *lines, _ = data.split(b"\n")  # what follows the last newline is torn, or nothing
     for number, line in enumerate(lines, 1):
         record = _parsed(line)
-        if record is None and number == len(lines):
-            break  # torn
         if record is None or record.index != len(found):
             wrong = "is no record of synthesize" if record is None else f"has index {record.index}, not {len(found)}"
             raise InputError(f"{str(path)!r}, line {number} {wrong}: restore it, or choose another -o")
         found.append(record)
-        ends.append((ends[-1] if ends else 0) + len(line))
+        ends.append((ends[-1] if ends else 0) + len(line) + 1)
     return found, ends
 
 
 def _parsed(line: bytes) -> Record | None:
-    if not line.endswith(b"\n"):
-        return None
     try:
         values = json.loads(line)
     except ValueError:
