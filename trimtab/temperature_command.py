@@ -1,4 +1,4 @@
-"""`trimtab temperature predict`: what a prompt asks for, and the temperature that follows."""
+"""`trimtab temperature`: `predict` here, what a prompt asks for and the temperature that follows; `fit` beside it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ import typer
 
 from .errors import InputError
 from .generate_command import read_prompt
+from .temperature_fit_command import fit
 
 RULES = ("expected", "likeliest")
 _COUNT = re.compile(r"(\d+(?:\.\d+)?)([MB])", re.IGNORECASE)
 
-temperature = typer.Typer(no_args_is_help=True, help="Choose a sampling temperature for a prompt.")
+temperature = typer.Typer(
+    no_args_is_help=True, help="Choose a sampling temperature for a prompt, and measure a model for it."
+)
 
 
 @temperature.callback()
 def _group() -> None:
-    """Choose a sampling temperature for a prompt."""
+    """Choose a sampling temperature for a prompt, and measure a model for it."""
+
+
+temperature.command()(fit)
 
 
 @temperature.command()
