@@ -29,7 +29,7 @@ _ABILITY_OF = {
 
 
 def by_hand(name: str) -> list[Labelled]:
-    """Prompts of held_out.jsonl or development.jsonl."""
+    """Prompts of held_out.jsonl, held_out_2.jsonl or development.jsonl."""
     return [
         Labelled(record["prompt"], record["ability"], name.replace("_", " "))
         for record in _records(HERE / f"{name}.jsonl")

@@ -3,7 +3,7 @@
     python bench/temperature/train_head.py --json bench/results/temperature_head.json
 
 Training: prompts from templates/. The penalty is chosen by cross-validation over templates. Held out: prompts written
-by hand in another style (held_out.jsonl), the Spec-Bench prompts of bench/data, and files given by --more ABILITY=FILE.
+by hand in another style (held_out.jsonl, held_out_2.jsonl), the Spec-Bench prompts of bench/data, and files given by --more ABILITY=FILE.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    per_ability: Annotated[int, typer.Option(help="Training prompts of each ability.")] = 300,
+    per_ability: Annotated[int, typer.Option(help="Training prompts of each ability.")] = 500,
     seed: Annotated[int, typer.Option(help="Of the training prompts.")] = 0,
     spec_bench_file: Annotated[Path | None, typer.Option("--spec-bench", help="All of Spec-Bench.")] = None,
     more_files: Annotated[list[str] | None, typer.Option("--more", help="ABILITY=FILE, another held-out file.")] = None,
@@ -67,13 +67,14 @@ def main(
         "penalty": strength,
         "cross_validation": {str(value): {"nll": nll, "accuracy": share} for value, (nll, share) in trials.items()},
         "held_out": measure(encoder, head, by_hand("held_out")),
+        "held_out_2": measure(encoder, head, by_hand("held_out_2")),
         "development": measure(encoder, head, by_hand("development")),
         "spec_bench": measure(encoder, head, spec_bench()),
         "provenance": provenance(),
     }
     if elsewhere:
         results["elsewhere"] = measure(encoder, head, elsewhere)
-    for name in ("held_out", "development", "spec_bench", "elsewhere"):
+    for name in ("held_out", "held_out_2", "development", "spec_bench", "elsewhere"):
         if name in results:
             _print(name, results[name])
     if json_file is not None:

@@ -27,6 +27,13 @@ HEAD = Path(__file__).parents[2] / "data" / "ability_head.safetensors"
 
 _EDGE = 40
 """Characters at the beginning and at the end of a prompt that are read on their own."""
+_LINE = 100
+"""Characters of the first and of the last line, likewise."""
+_START, _STARTS = 12, 160
+"""Characters of each line's start, and of all the starts together."""
+
+VIEWS = 6
+"""Pieces of a prompt that `views` gives."""
 
 Rule = Literal["expected", "likeliest"]
 
@@ -85,9 +92,9 @@ class TemperatureSelector:
         self._grid, self._scores, self._rule = table.grid, table.relative(model), rule
         self._weight, self._bias = _read_head()
         self._encoder = SentenceEncoder() if encoder is None else encoder
-        if 3 * self._encoder.width != self._weight.shape[1]:
+        if VIEWS * self._encoder.width != self._weight.shape[1]:
             raise InputError(
-                f"encoder gives vectors of {self._encoder.width} numbers, not {self._weight.shape[1] // 3}: "
+                f"encoder gives vectors of {self._encoder.width} numbers, not {self._weight.shape[1] // VIEWS}: "
                 "give all-MiniLM-L6-v2, or leave encoder out"
             )
 
@@ -160,20 +167,33 @@ class RowTemperatures(LogitsProcessor):
 
 
 def features(encoder: SentenceEncoder, prompts: Sequence[str]) -> Tensor:
-    """What the head sees: vectors of each prompt, of its beginning and of its end.
-
-    The vector of a long text is that of its subject; what is to be done with it stands at one of its ends.
+    """What the head sees: vectors of each prompt and of pieces of it (`views`).
 
     Args:
         encoder: vectors of `width`.
         prompts: any number of them.
 
     Returns:
-        `[prompts, 3 * width]` float32.
+        `[prompts, VIEWS * width]` float32.
     """
-    texts = [prompt.strip() for prompt in prompts]
-    parts = [texts, [text[:_EDGE] for text in texts], [text[-_EDGE:] for text in texts]]
-    return torch.cat([encoder.encode(part) for part in parts], dim=-1)
+    pieces = [piece for prompt in prompts for piece in views(prompt)]
+    # the pieces of a short prompt are the same text several times
+    unique = list(dict.fromkeys(pieces))
+    place = {piece: index for index, piece in enumerate(unique)}
+    vectors = encoder.encode(unique)[[place[piece] for piece in pieces]]
+    return vectors.reshape(len(pieces) // VIEWS, -1)
+
+
+def views(prompt: str) -> list[str]:
+    """The whole prompt, both its ends, its first and its last line, and how its lines begin.
+
+    The vector of a long text is that of its subject; what is to be done with it stands at one of its ends, mostly in
+    a line of its own. Lines that begin alike are worked examples.
+    """
+    text = prompt.strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    starts = " / ".join(line[:_START] for line in lines)
+    return [text, text[:_EDGE], text[-_EDGE:], lines[0][:_LINE], lines[-1][-_LINE:], starts[-_STARTS:]]
 
 
 def _read_head() -> tuple[Tensor, Tensor]:
