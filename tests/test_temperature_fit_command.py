@@ -47,6 +47,8 @@ def given(data: Path, *more: str) -> list[str]:
         (("--temperatures", "0.7,0.4"), "ascending"),
         (("--ability", "MATH"), "--ability is 'MATH'"),
         (("--samples", "0"), "--samples is 0"),
+        (("--threads", "0"), "--threads is 0"),
+        (("--seed", "-1"), "--seed is -1"),
         (("--model", "smollm2-135n"), "did you mean 'smollm2-135m'"),
         (("--output", "/no/such/folder/t.json"), "a folder that exists"),
         (("--data", "/no/such/file"), "cannot be read"),

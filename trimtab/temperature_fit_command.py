@@ -67,9 +67,12 @@ def fit(
     grid = read_grid(temperatures)
     if ability is not None and ability not in ABILITIES:
         raise InputError(f"--ability is {ability!r}: use one of {', '.join(ABILITIES)}")
-    for name, value in (("samples", samples), ("max-new-tokens", max_new_tokens), ("batch-size", batch_size)):
-        if value < 1:
+    counts = {"samples": samples, "max-new-tokens": max_new_tokens, "batch-size": batch_size, "threads": threads}
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise InputError(f"--{name} is {value}: give a whole number of at least 1")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"--seed is {seed}: give a whole number from 0 to 2**63 - 1")
     check_model_name(model)
     if output is not None:
         _check_output(output, force)

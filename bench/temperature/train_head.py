@@ -3,7 +3,8 @@
     python bench/temperature/train_head.py --json bench/results/temperature_head.json
 
 Training: prompts from templates/. The penalty is chosen by cross-validation over templates. Held out: prompts written
-by hand in another style (held_out.jsonl, held_out_2.jsonl), the Spec-Bench prompts of bench/data, and files given by --more ABILITY=FILE.
+by hand in other styles (held_out.jsonl, held_out_2.jsonl), the Spec-Bench prompts of bench/data, and files given by
+--more ABILITY=FILE.
 """
 
 from __future__ import annotations

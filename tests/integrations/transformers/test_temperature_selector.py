@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
@@ -18,7 +20,7 @@ from trimtab.decoding.temperature import ABILITIES
 from trimtab.integrations.transformers import sentence_encoder
 from trimtab.integrations.transformers.loading import Loaded
 from trimtab.integrations.transformers.sentence_encoder import INSTALL_COMMAND, MAX_TOKENS, SentenceEncoder
-from trimtab.integrations.transformers.temperature_selector import RowTemperatures
+from trimtab.integrations.transformers.temperature_selector import HEAD, VIEWS, RowTemperatures, features, views
 
 RESULTS = Path(__file__).parents[3] / "bench" / "results" / "temperature_head.json"
 PROMPTS = [
@@ -88,6 +90,44 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
         SentenceEncoder(tmp_path)
 
 
+# -- what the head sees ----------------------------------------------------------------------------------------------
+
+
+def test_views_are_the_whole_its_ends_its_outer_lines_and_the_line_starts() -> None:
+    text = "Summarise this report for me:\n\n" + "The river rose again. " * 20 + "\n  In two sentences, please.\n"
+    found = views(text)
+    assert found == [
+        text.strip(),
+        text.strip()[:40],
+        text.strip()[-40:],
+        "Summarise this report for me:",
+        "In two sentences, please.",
+        "Summarise th / The river ro / In two sente",
+    ]
+    assert len(found) == VIEWS
+
+
+@given(st.text().filter(str.strip))
+def test_no_view_is_blank_or_longer_than_said(text: str) -> None:
+    whole, *pieces = views(text)
+    assert whole == text.strip()
+    assert all(piece.strip() and len(piece) <= 160 for piece in pieces[2:])
+    assert views(f"\n {text} ") == views(text)
+
+
+@encoder_installed
+def test_features_are_the_vectors_of_the_views_in_order(encoder: SentenceEncoder) -> None:
+    prompts = ["Hi", PROMPTS[0] + "\nThe tram too.", "Hi"]
+    expected = torch.stack([encoder.encode(views(prompt)).flatten() for prompt in prompts])
+    found = features(encoder, prompts)
+    assert found.shape == (3, VIEWS * encoder.width)
+    assert (found - expected).abs().max() < 1e-6
+
+
+def test_the_head_is_small() -> None:
+    assert HEAD.stat().st_size <= 100_000
+
+
 # -- predictions -----------------------------------------------------------------------------------------------------
 
 
@@ -117,7 +157,7 @@ def test_temperatures_follow_from_the_probabilities(encoder: SentenceEncoder, mo
 
 
 @encoder_installed
-@pytest.mark.parametrize("name", ["held_out", "development", "spec_bench"])
+@pytest.mark.parametrize("name", ["held_out", "held_out_2", "development", "spec_bench"])
 @pytest.mark.slow
 def test_the_shipped_head_has_its_recorded_confusion(selector: TemperatureSelector, name: str) -> None:
     recorded = json.loads(RESULTS.read_text())[name]
