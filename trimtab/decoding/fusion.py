@@ -12,9 +12,10 @@ two values. Along a direction d, with `L(a) = log sum P exp(a d)` and moments of
     KL(P_a||P) = a L'(a) - L(a)     rising by a L''(a)
     KL(P||P_a) = L(a) - a L'(0)     rising by L'(a) - L'(0)
 
-Both rise, so every minimum lies between the two roots. A grid brackets the roots, a second one inside the bracket
-finds the cell of the lowest value, a safeguarded Newton iteration ends in it. The paper walks a grid of step 0.1,
-and with several experts lets one be active at a time.
+Derivatives come with the values (kernels/tilted_moments.py), so cubics through a coarse grid of alphas show where the
+objective is least, and a safeguarded Newton iteration ends there. The experts' own divergences are the same two
+formulas: `Q_t` is `Q` tilted by `D_t` with a = 1. The paper walks a grid of step 0.1, and with several experts lets one
+be active at a time.
 """
 
 from __future__ import annotations
@@ -24,16 +25,21 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels.tilted_moments import tilted_moments
 from .contrast import contrast
 
 Active = Literal["one", "all"]
 
 GRID = 8
-"""Cells of each of the two grids."""
+"""Cells of the grid of alphas that are evaluated."""
+SUBGRID = 16
+"""Parts of each of them in which the cubics are read."""
 NEWTON_STEPS = 40
 JOINT_STEPS = 100
 PRECISION = 1e-5
-"""Width of the last bracket or step, as a share of the largest alpha."""
+"""Length of the last bracket or step, as a share of the largest alpha."""
+NOTHING = 1e-10
+"""Squared distances that are rounding."""
 
 
 class Fusion(NamedTuple):
@@ -78,15 +84,16 @@ def fuse(
         active: `one`: the paper's rule, a single expert has an alpha above 0, found by one search for each;
             `all`: the minimum over all alphas together, never above that of `one`.
     """
-    log_p = large.log_softmax(-1)
-    allowed = log_p > -torch.inf
-    log_q = base.masked_fill(~allowed, -torch.inf).log_softmax(-1)
-    log_experts = experts.masked_fill(~allowed, -torch.inf).log_softmax(-1).transpose(0, 1)  # [rows, experts, vocab]
-    push = torch.where(allowed[:, None], log_experts - log_q[:, None], 0.0)
-    target = torch.stack([(log_experts.exp() * push).sum(-1), -(log_q.exp()[:, None] * push).sum(-1)], dim=-1)
-    target = target.clamp(min=0.0)  # rounding
+    allowed = large > -torch.inf
+    push = experts.transpose(0, 1) - base[:, None]  # [rows, experts, vocab]
+    if not bool(allowed.all()):
+        push.masked_fill_(~allowed[:, None], 0.0)
+        base = base.masked_fill(~allowed, -torch.inf)
     # A constant of the push changes nothing; with L'(0) = 0 it also costs no digits.
-    push = torch.where(allowed[:, None], push - (log_p.exp()[:, None] * push).sum(-1, keepdim=True), 0.0)
+    zero = tilted_moments(large, push, push.new_zeros(*push.shape[:2], 1))[:, :, 0]
+    log_p = large - zero[:, :1, 0]
+    push -= zero[:, :, 1:2]
+    target = _targets(base, push)
 
     if alpha is not None:
         chosen = push.new_full(push.shape[:2], alpha)
@@ -97,8 +104,9 @@ def fuse(
             chosen, converged = _all_active(log_p, push, target.mean(1), alpha_max, alone)
         else:
             chosen = alone[torch.arange(len(alone), device=alone.device), distance.argmin(-1)]
-    log_probs = contrast([(1.0, log_p), *((chosen[:, t, None], push[:, t]) for t in range(push.shape[1]))])
-    divergence = _moments(log_p, (chosen[:, :, None] * push).sum(1), chosen.new_ones(len(chosen))).divergence
+    direction = chosen[:, None] @ push  # [rows, 1, vocab]
+    divergence = _divergences(log_p, direction, chosen.new_ones(len(chosen), 1, 1)).value[:, 0, 0]
+    log_probs = contrast([(1.0, log_p), (1.0, direction[:, 0])])
     objective = (divergence[:, None] - target).square().sum((1, 2))
     return Fusion(log_probs, chosen, divergence, target, objective, converged)
 
@@ -106,83 +114,85 @@ def fuse(
 # -- along one direction -----------------------------------------------------------------------------------------------
 
 
-class _Moments(NamedTuple):
-    divergence: Tensor  # [rows, 2]
-    mean: Tensor  # L'(a); L'(0) is 0
-    variance: Tensor  # L''(a)
-    skew: Tensor  # L'''(a)
+class _Divergences(NamedTuple):
+    """`(KL(P_a||P), KL(P||P_a))` and their first and second derivatives in a, each `[rows, directions, points, 2]`."""
+
+    value: Tensor
+    rise: Tensor
+    bend: Tensor
 
 
-def _moments(log_p: Tensor, push: Tensor, alpha: Tensor) -> _Moments:
-    tilted = log_p + alpha[:, None] * push
-    log_z = tilted.logsumexp(-1)
-    weight = (tilted - log_z[:, None]).exp()
-    mean = (weight * push).sum(-1)
-    off = push - mean[:, None]
-    spread = weight * off.square()
-    divergence = torch.stack([alpha * mean - log_z, log_z], dim=-1)
-    return _Moments(divergence, mean, spread.sum(-1), (spread * off).sum(-1))
+def _divergences(log_p: Tensor, push: Tensor, alpha: Tensor) -> _Divergences:
+    log_z, mean, variance, third = tilted_moments(log_p, push, alpha).unbind(-1)  # L'(0) is 0
+    return _Divergences(
+        torch.stack([alpha * mean - log_z, log_z], -1),
+        torch.stack([alpha * variance, mean], -1),
+        torch.stack([variance + alpha * third, variance], -1),
+    )
+
+
+def _targets(base: Tensor, push: Tensor) -> Tensor:
+    """KL(Q_t||Q) and KL(Q||Q_t), `[rows, experts, 2]`; `base` may be off by a constant."""
+    at = tilted_moments(base, push, push.new_tensor([0.0, 1.0]).expand(*push.shape[:2], 2))
+    log_z, mean = at[..., 1, 0] - at[..., 0, 0], at[..., 1]
+    return torch.stack([mean[..., 1] - log_z, log_z - mean[..., 0]], -1).clamp_(min=0.0)  # rounding
 
 
 def _each_alone(log_p: Tensor, push: Tensor, target: Tensor, alpha_max: float) -> tuple[Tensor, Tensor, Tensor]:
     """One search for each expert: alphas `[rows, search, expert]`, distances `[rows, search]`, converged `[rows]`."""
-    rows, experts, _ = push.shape
-    alpha, value, converged = _along(
-        log_p.repeat_interleave(experts, 0), push.flatten(0, 1), target.repeat_interleave(experts, 0), alpha_max
-    )
-    return (
-        torch.diag_embed(alpha.view(rows, experts)),
-        value.view(rows, experts),
-        converged.view(rows, experts).all(-1),
-    )
+    alpha, value, converged = _along(log_p, push, target, alpha_max)
+    return torch.diag_embed(alpha), value, converged.all(-1)
 
 
 def _along(log_p: Tensor, push: Tensor, target: Tensor, alpha_max: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Alpha of the least squared distance to `target`, that distance, and whether the search converged: `[rows]`."""
-    points, reached = _grid(log_p, push, push.new_zeros(len(push)), push.new_full((len(push),), alpha_max))
-    below, above = (reached <= target).all(-1), (reached >= target).all(-1)
-    low = torch.where(below, points, 0.0).amax(0)
-    high = torch.where(above, points, alpha_max).amin(0)
-    points, reached = _grid(log_p, push, low, high)
-    value, cell = (reached - target).square().sum(-1).min(0)
-    best, low, high = (points.gather(0, (cell + move).clamp(0, GRID)[None])[0] for move in (0, -1, 1))
-    x, done = best, high - low <= 0
+    """Alpha of the least squared distance to `target`, that distance, and whether the search converged.
+
+    Args:
+        log_p: `[rows, vocab]`.
+        push: `[rows, directions, vocab]`.
+        target: `[rows, 2]`.
+        alpha_max: end of the search.
+
+    Returns:
+        `[rows, directions]` each.
+    """
+    grid = torch.linspace(0.0, alpha_max, GRID + 1, device=push.device)
+    at = _divergences(log_p, push, grid.expand(*push.shape[:2], GRID + 1))
+    value, cell = (at.value - target[:, None, None]).square().sum(-1).min(-1)
+    best, width = grid[cell], alpha_max / GRID
+    x = width * _least_of_cubics(at, target, width)
+    low, high = (x - width).clamp_(min=0.0), (x + width).clamp_(max=alpha_max)
+    done = value <= NOTHING
     for _ in range(NEWTON_STEPS):
-        at = _moments(log_p, push, x)
-        rest = at.divergence - target
+        at = _Divergences(*(part[:, :, 0] for part in _divergences(log_p, push, x[..., None])))
+        rest = at.value - target[:, None]
         distance = rest.square().sum(-1)
         best, value = torch.where(distance < value, x, best), torch.minimum(distance, value)
-        rise = torch.stack([x * at.variance, at.mean], dim=-1)
-        slope = (rest * rise).sum(-1)
-        bend = rise.square().sum(-1) + rest[:, 0] * (at.variance + x * at.skew) + rest[:, 1] * at.variance
+        slope = (rest * at.rise).sum(-1)
+        bend = (at.rise.square() + rest * at.bend).sum(-1)
         low, high = torch.where(slope < 0, x, low), torch.where(slope > 0, x, high)
         newton = x - slope / bend
         inside = (bend > 0) & (newton > low) & (newton < high)
         following = torch.where(inside, newton, (low + high) / 2)
-        # distances below rounding cannot be told apart, however flat the valley
-        done = done | ((following - x).abs() <= PRECISION * alpha_max) | (high - low <= PRECISION * alpha_max)
-        done = done | (value <= 1e-10)
+        # below rounding, distances and slopes cannot be told apart, however flat the valley
+        still = (bend > 0) & (slope.abs() <= bend * PRECISION * alpha_max) | (high - low <= PRECISION * alpha_max)
+        done = done | still | (value <= NOTHING)
         x = torch.where(done, x, following)
         if bool(done.all()):
             break
     return best, value, done
 
 
-def _grid(log_p: Tensor, push: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """`GRID + 1` alphas from low to high, `[points, rows]`, and the divergences there, `[points, rows, 2]`."""
-    points = torch.stack([torch.lerp(low, high, cell / GRID) for cell in range(GRID + 1)])
-    return points, torch.stack([_divergence(log_p, push, alpha) for alpha in points])
-
-
-def _divergence(log_p: Tensor, push: Tensor, alpha: Tensor) -> Tensor:
-    """`_moments(...).divergence` in half the passes over the vocabulary."""
-    tilted = torch.addcmul(log_p, alpha[:, None], push)
-    top = tilted.amax(-1, keepdim=True)
-    weight = tilted.sub_(top).exp_()
-    total = weight.sum(-1)
-    log_z = total.log() + top[:, 0]
-    mean = (weight[:, None] @ push[:, :, None])[:, 0, 0] / total
-    return torch.stack([alpha * mean - log_z, log_z], dim=-1)
+def _least_of_cubics(at: _Divergences, target: Tensor, width: float) -> Tensor:
+    """Where both divergences, as cubics through the grid's values and slopes, come nearest to `target`, in cells."""
+    s = torch.linspace(0.0, 1.0, SUBGRID + 1, device=target.device)
+    basis = torch.stack(
+        [(1 + 2 * s) * (1 - s) ** 2, s**2 * (3 - 2 * s), width * s * (1 - s) ** 2, width * s**2 * (s - 1)]
+    )
+    ends = torch.stack([at.value[:, :, :-1], at.value[:, :, 1:], at.rise[:, :, :-1], at.rise[:, :, 1:]], -1)
+    read = ends @ basis  # [rows, directions, GRID, 2, SUBGRID + 1]
+    nearest = (read - target[:, None, None, :, None]).square().sum(3).flatten(2).argmin(-1)
+    return nearest // (SUBGRID + 1) + s[nearest % (SUBGRID + 1)]
 
 
 # -- all experts together ----------------------------------------------------------------------------------------------
@@ -193,8 +203,8 @@ def _all_active(log_p: Tensor, push: Tensor, target: Tensor, alpha_max: float, a
 
     The valley of two divergences can have several minima; the best of the descents is taken.
     """
-    equal, _, _ = _along(log_p, push.sum(1), target, alpha_max)
-    starts = [*alone.unbind(1), equal[:, None].expand(alone.shape[0], alone.shape[2])]
+    equal = _along(log_p, push.sum(1, keepdim=True), target, alpha_max)[0]
+    starts = [*alone.unbind(1), equal.expand(-1, alone.shape[2])]
     alphas, values, converged = (
         torch.stack(part) for part in zip(*(_descend(log_p, push, target, alpha_max, s) for s in starts), strict=True)
     )
@@ -223,7 +233,7 @@ def _descend(
         tried = (alpha + step).clamp(0.0, alpha_max)
         tried_rest, tried_rises = _residual(log_p, push, target, tried)
         better = tried_rest.square().sum(-1) < value
-        done = done | ((tried - alpha).abs().amax(-1) <= PRECISION * alpha_max) | (value <= 1e-10)
+        done = done | ((tried - alpha).abs().amax(-1) <= PRECISION * alpha_max) | (value <= NOTHING)
         take = better & ~done
         alpha = torch.where(take[:, None], tried, alpha)
         rest = torch.where(take[:, None], tried_rest, rest)

@@ -1,4 +1,4 @@
-"""Compile `decoder.c` once per machine and load it."""
+"""Compile the C sources beside this file once per machine, into one library, and load it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import torch  # noqa: F401
 
 from ...paths import cache_dir
 
-SOURCE = Path(__file__).with_name("decoder.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decoder.c", "tilted_moments.c"))
+HEADERS = (Path(__file__).with_name("vectors.h"),)
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 DISABLE = "TRIMTAB_NATIVE"
 """Environment variable: `0` keeps to torch's operators."""
@@ -53,14 +54,18 @@ def _build() -> Path:
     if compiler is None:
         raise RuntimeError("no C compiler found: install gcc or clang, or set CC")
     # -march=native code of one machine can be illegal on another that shares the home directory
-    recipe = "\n".join([SOURCE.read_text(), *FLAGS, compiler, platform.machine(), _cpu()])
-    target = cache_dir() / "native" / f"decoder-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
+    texts = [path.read_text() for path in (*SOURCES, *HEADERS)]
+    recipe = "\n".join([*texts, *FLAGS, compiler, platform.machine(), _cpu()])
+    target = cache_dir() / "native" / f"trimtab-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.so"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             built = Path(scratch) / target.name
             subprocess.run(
-                [compiler, *FLAGS, "-o", str(built), str(SOURCE), "-lm"], check=True, capture_output=True, timeout=120
+                [compiler, *FLAGS, "-o", str(built), *map(str, SOURCES), "-lm"],
+                check=True,
+                capture_output=True,
+                timeout=120,
             )
             os.replace(built, target)
     return target
