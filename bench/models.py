@@ -1,7 +1,8 @@
-"""The model of a benchmark, and the same weights as transformers keeps them in GGUF blocks."""
+"""The model of a benchmark, models made from it, and its weights as transformers keeps them in GGUF blocks."""
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,3 +36,25 @@ def load_packed(name: str, device: torch.device) -> tuple[PreTrainedModel | None
             "a kernel from the hub for this device"
         )
     return model.to(device).eval(), f"{packed} packed modules"
+
+
+def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
+    """A small model: the first layers of a large one."""
+    small = copy.deepcopy(model)
+    small.model.layers = small.model.layers[:count]
+    small.config.num_hidden_layers = count
+    if getattr(small.config, "layer_types", None):
+        small.config.layer_types = small.config.layer_types[:count]
+    return small
+
+
+def perturbed(model: PreTrainedModel, seed: int, strength: float) -> PreTrainedModel:
+    """An expert: the model with every matrix of its layers changed a little."""
+    expert = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in expert.named_parameters():
+            if parameter.dim() > 1 and "layers" in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(strength * parameter.std() * noise)
+    return expert

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -82,16 +81,6 @@ def tiny(family: str) -> PreTrainedModel:
             # biases and norms that are all 0 or 1 would hide a forgotten one
             torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
     return model.eval()
-
-
-def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
-    """A small model: the first layers of a large one."""
-    small = copy.deepcopy(model)
-    small.model.layers = small.model.layers[:count]
-    small.config.num_hidden_layers = count
-    if getattr(small.config, "layer_types", None):
-        small.config.layer_types = small.config.layer_types[:count]
-    return small
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

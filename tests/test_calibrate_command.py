@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.transformers.test_entropy_adaptive import first_layers
+from bench.models import first_layers
 from tests.test_cli import invoke, refused
 from trimtab import InputError
 from trimtab.calibrate_command import read_prompts, table

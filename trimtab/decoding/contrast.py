@@ -26,8 +26,11 @@ def contrast(terms: Sequence[tuple[float | Tensor, Tensor]]) -> Tensor:
     (weight, first), *rest = terms
     score = weight * first
     for weight, term in rest:
-        score = score + weight * term
-    return score.masked_fill(first == -torch.inf, -torch.inf).log_softmax(-1)
+        # in place: a vocabulary-wide copy costs more than the addition
+        score = score.addcmul_(weight, term) if isinstance(weight, Tensor) else score.add_(term, alpha=weight)
+    if first.amin() == -torch.inf:  # 0 * -inf is no number
+        score.masked_fill_(first == -torch.inf, -torch.inf)
+    return score.log_softmax(-1)
 
 
 def steer(

@@ -23,6 +23,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.tilted_moments import tilted_moments
@@ -30,7 +31,7 @@ from .contrast import contrast
 
 Active = Literal["one", "all"]
 
-GRID = 8
+GRID = 6
 """Cells of the grid of alphas that are evaluated."""
 SUBGRID = 16
 """Parts of each of them in which the cubics are read."""
@@ -84,11 +85,11 @@ def fuse(
         active: `one`: the paper's rule, a single expert has an alpha above 0, found by one search for each;
             `all`: the minimum over all alphas together, never above that of `one`.
     """
-    allowed = large > -torch.inf
     push = experts.transpose(0, 1) - base[:, None]  # [rows, experts, vocab]
-    if not bool(allowed.all()):
-        push.masked_fill_(~allowed[:, None], 0.0)
-        base = base.masked_fill(~allowed, -torch.inf)
+    if large.amin() == -torch.inf:
+        excluded = large == -torch.inf
+        push.masked_fill_(excluded[:, None], 0.0)
+        base = base.masked_fill(excluded, -torch.inf)
     # A constant of the push changes nothing; with L'(0) = 0 it also costs no digits.
     zero = tilted_moments(large, push, push.new_zeros(*push.shape[:2], 1))[:, :, 0]
     log_p = large - zero[:, :1, 0]
@@ -97,7 +98,7 @@ def fuse(
 
     if alpha is not None:
         chosen = push.new_full(push.shape[:2], alpha)
-        converged = torch.ones_like(allowed[:, 0])
+        converged = torch.ones(len(push), dtype=torch.bool, device=push.device)
     else:
         alone, distance, converged = _each_alone(log_p, push, target.mean(1), alpha_max)
         if active == "all" and push.shape[1] > 1:
@@ -157,7 +158,8 @@ def _along(log_p: Tensor, push: Tensor, target: Tensor, alpha_max: float) -> tup
         `[rows, directions]` each.
     """
     grid = torch.linspace(0.0, alpha_max, GRID + 1, device=push.device)
-    at = _divergences(log_p, push, grid.expand(*push.shape[:2], GRID + 1))
+    at = _divergences(log_p, push, grid[1:].expand(*push.shape[:2], GRID))
+    at = _Divergences(*(F.pad(part, (0, 0, 1, 0)) for part in at))  # at 0 both are 0 and rise by 0
     value, cell = (at.value - target[:, None, None]).square().sum(-1).min(-1)
     best, width = grid[cell], alpha_max / GRID
     x = width * _least_of_cubics(at, target, width)

@@ -20,7 +20,8 @@ from transformers import (
     set_seed,
 )
 
-from tests.conftest import SIZES, first_layers, tiny
+from bench.models import first_layers
+from tests.conftest import SIZES, tiny
 from tests.decoding.test_entropy_gate import exact_entropy
 from tests.integrations.transformers.test_quantized_verification import (
     ROWS,

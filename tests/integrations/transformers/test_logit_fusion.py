@@ -11,8 +11,9 @@ from scipy import optimize
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, set_seed
 
-from tests.conftest import first_layers, tiny
-from tests.integrations.transformers.fusion_reference import NaiveRows, naive_fusion, naive_steer, perturbed
+from bench.models import first_layers, perturbed
+from bench.naive import NaiveRows, naive_fusion, naive_steer
+from tests.conftest import tiny
 from trimtab import InputError, LogitFusion, QuantizedVerification, Steer
 from trimtab.decoding.fusion import fuse
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.conftest import first_layers, tiny
-from tests.integrations.transformers.fusion_reference import log_probs, perturbed
+from bench.models import first_layers, perturbed
+from bench.naive import log_probs
+from tests.conftest import tiny
 from trimtab import InputError, Steer
 
 PROMPT = [5, 6, 7, 8]

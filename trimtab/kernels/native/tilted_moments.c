@@ -10,8 +10,6 @@ typedef struct {
   double mass, first, second, third;  // sum of w * x^k
 } Sums;
 
-static inline f32x16 maximum(f32x16 a, f32x16 b) { return pick(a > b, a, b); }
-
 // The last few floats of a row, filled up.
 static f32x16 load_rest(const float *p, int64_t count, float fill) {
   f32x16 v = (f32x16){} + fill;
@@ -19,24 +17,37 @@ static f32x16 load_rest(const float *p, int64_t count, float fill) {
   return v;
 }
 
+typedef struct {
+  f32x16 mass, first, second, third;
+} Lanes;
+
+static inline void add(f32x16 base, f32x16 push, float alpha, float top, Lanes *lanes) {
+  const f32x16 w = exp16(base + alpha * push - top), wx = w * push, wxx = wx * push;
+  lanes->mass += w, lanes->first += wx, lanes->second += wxx, lanes->third += wxx * push;
+}
+
 static inline void add_block(const float *base, const float *push, int64_t count, float alpha, float top, Sums *sums) {
-  f32x16 mass = {}, first = {}, second = {}, third = {};
-  for (int64_t i = 0; i < count; i += LANES) {
-    const int whole = count - i >= LANES;
-    const f32x16 x = whole ? load16(push + i) : load_rest(push + i, count - i, 0.0f);
-    const f32x16 y = whole ? load16(base + i) : load_rest(base + i, count - i, -INFINITY);
-    const f32x16 w = exp16(y + alpha * x - top);
-    const f32x16 wx = w * x, wxx = wx * x;
-    mass += w, first += wx, second += wxx, third += wxx * x;
-  }
-  sums->mass += sum16(mass), sums->first += sum16(first), sums->second += sum16(second), sums->third += sum16(third);
+  Lanes lanes = {0};
+  int64_t i = 0;
+  for (; i + LANES <= count; i += LANES) add(load16(base + i), load16(push + i), alpha, top, &lanes);
+  if (i < count)
+    add(load_rest(base + i, count - i, -INFINITY), load_rest(push + i, count - i, 0.0f), alpha, top, &lanes);
+  sums->mass += sum16(lanes.mass), sums->first += sum16(lanes.first);
+  sums->second += sum16(lanes.second), sums->third += sum16(lanes.third);
 }
 
 static float largest(const float *base, const float *push, int64_t vocab, float alpha) {
-  f32x16 top = (f32x16){} - INFINITY;
+  f32x16 top = (f32x16){} - INFINITY, other = top;
   int64_t i = 0;
-  for (; i + LANES <= vocab; i += LANES) top = maximum(load16(base + i) + alpha * load16(push + i), top);
-  if (i < vocab) top = maximum(load_rest(base + i, vocab - i, -INFINITY) + alpha * load_rest(push + i, vocab - i, 0.0f), top);
+  for (; i + 2 * LANES <= vocab; i += 2 * LANES) {
+    top = larger(top, load16(base + i) + alpha * load16(push + i));
+    other = larger(other, load16(base + i + LANES) + alpha * load16(push + i + LANES));
+  }
+  for (; i < vocab; i += LANES) {
+    const int64_t rest = vocab - i < LANES ? vocab - i : LANES;
+    other = larger(other, load_rest(base + i, rest, -INFINITY) + alpha * load_rest(push + i, rest, 0.0f));
+  }
+  top = larger(top, other);
   float found = top[0];
   for (int lane = 1; lane < LANES; lane++) found = top[lane] > found ? top[lane] : found;
   return found;

@@ -27,11 +27,18 @@ static inline f32x16 pick(i32x16 mask, f32x16 yes, f32x16 no) {
   return (f32x16)(((i32x16)yes & mask) | ((i32x16)no & ~mask));
 }
 
+#ifdef __AVX512F__
+static inline f32x16 larger(f32x16 a, f32x16 b) { return (f32x16)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline f32x16 smaller(f32x16 a, f32x16 b) { return (f32x16)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
+static inline f32x16 larger(f32x16 a, f32x16 b) { return pick(a > b, a, b); }
+static inline f32x16 smaller(f32x16 a, f32x16 b) { return pick(a < b, a, b); }
+#endif
+
 // e^x for 16 floats, relative error about 1e-7: 2^n * polynomial(f), Cephes' coefficients.
 static inline f32x16 exp16(f32x16 x) {
   const f32x16 low = (f32x16){} - 87.0f, high = (f32x16){} + 88.0f;
-  x = pick(x < low, low, x);
-  x = pick(x > high, high, x);
+  x = smaller(high, larger(low, x));
   // Adding and taking away 1.5 * 2^23 rounds to the nearest integer.
   f32x16 n = (x * 1.44269504088896341f + 12582912.0f) - 12582912.0f;
   x = x - n * 0.693359375f + n * 2.12194440e-4f;

@@ -1,26 +1,16 @@
-"""Fusion and STEER as plain transformers without any cache, one row at a time, in float64 where it is arithmetic."""
+"""Fusion and STEER as plain transformers without any cache, one row at a time, in float64 where it is arithmetic.
+
+What the tests and the comparison of decoding modes hold processors against; nothing here is part of trimtab.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
-
-
-def perturbed(model: PreTrainedModel, seed: int, strength: float) -> PreTrainedModel:
-    """An expert: the model with every matrix of its layers changed a little."""
-    expert = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in expert.named_parameters():
-            if parameter.dim() > 1 and "layers" in name:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(strength * parameter.std() * noise)
-    return expert
 
 
 def log_probs(model: PreTrainedModel, tokens: list[int]) -> Tensor:
