@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 def log_probs(model: PreTrainedModel, tokens: list[int]) -> Tensor:
     with torch.no_grad():
-        return model(torch.tensor([tokens]), use_cache=False).logits[0, -1].double().log_softmax(-1)
+        return model(torch.tensor([tokens]), use_cache=False, logits_to_keep=1).logits[0, -1].double().log_softmax(-1)
 
 
 def kl(a: Tensor, b: Tensor) -> float:

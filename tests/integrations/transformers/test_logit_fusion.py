@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy import optimize
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, set_seed
+from transformers import LogitsProcessor, PreTrainedModel
 
 from bench.models import first_layers, perturbed
 from bench.naive import NaiveRows, naive_fusion, naive_steer
+from bench.processor_modes import MODES, generated
 from tests.conftest import tiny
 from trimtab import InputError, LogitFusion, QuantizedVerification, Steer
 from trimtab.decoding.fusion import fuse
@@ -26,20 +27,6 @@ NEGATIVES = [[[5, 6, 30], [40] * 7], [[11, 12]], [[20, 50, 60], [61], [3, 4, 5, 
 TOLERANCE = 2e-3
 
 Method = tuple[LogitsProcessor, NaiveRows]
-
-# model, batch, options of every mode that a processor can be called in
-MODES: dict[str, tuple[int, dict[str, Any]]] = {
-    "greedy": (1, {"do_sample": False}),
-    "greedy batch": (3, {"do_sample": False}),
-    "sampling batch": (3, {"do_sample": True}),
-    "beams": (1, {"do_sample": False, "num_beams": 4}),
-    "beams batch": (3, {"do_sample": False, "num_beams": 3}),
-    "beam sampling": (1, {"do_sample": True, "num_beams": 3}),
-    "return sequences": (3, {"do_sample": True, "num_return_sequences": 3}),
-    "prompt lookup": (1, {"do_sample": False, "prompt_lookup_num_tokens": 4}),
-    "assisted": (1, {"do_sample": False, "assisted": True}),
-    "assisted sampling": (1, {"do_sample": True, "assisted": True}),
-}
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +46,7 @@ def batch(rows: list[list[int]]) -> dict[str, Tensor]:
 
 
 def run(large: PreTrainedModel, processor: LogitsProcessor, rows: int, options: dict[str, Any], **more: Any) -> Any:
-    options = dict(options)
-    if options.pop("assisted", False):
-        # fixed draft lengths: an installed scikit-learn would change them
-        assistant = perturbed(large, 9, 0.02)
-        assistant.generation_config = GenerationConfig(
-            num_assistant_tokens=4, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
-        )
-        options["assistant_model"] = assistant
-    set_seed(0)
-    return large.generate(
-        **batch(ROWS[:rows]), logits_processor=[processor], max_new_tokens=14, pad_token_id=0, **options, **more
-    )
+    return generated(large, batch(ROWS[:rows]), processor, options | more, 14)
 
 
 def fusion_pair(models: tuple[PreTrainedModel, PreTrainedModel, PreTrainedModel], rows: int) -> Method:
