@@ -10,17 +10,17 @@ import pytest
 from bench.models import first_layers
 from tests.test_cli import invoke, refused
 from trimtab import InputError
-from trimtab.calibrate_command import read_prompts, table
+from trimtab.calibrate_command import gives, read_prompts, table
 from trimtab.integrations.transformers import loading
-from trimtab.integrations.transformers.entropy_calibration import Calibration, FrontierPoint
+from trimtab.integrations.transformers.entropy_calibration import Calibration, FrontierPoint, agreement
 
 
 def test_prompts_of_a_file(tmp_path: Path) -> None:
     text, lines = tmp_path / "a.txt", tmp_path / "a.jsonl"
     text.write_text("One\n\nTwo {}\n")
-    lines.write_text('{"prompt": "One\\nmore"}\n\n{"prompt": "Two", "id": 3}\n')
-    assert read_prompts(text) == ["One", "Two {}"]
-    assert read_prompts(lines) == ["One\nmore", "Two"]
+    lines.write_text('{"prompt": "One\\nmore"}\n\n{"prompt": "Two", "id": 4, "answer": 3}\n')
+    assert read_prompts(text) == [("One", None), ("Two {}", None)]
+    assert read_prompts(lines) == [("One\nmore", None), ("Two", "3")]
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,7 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
         ('{"text": "x"}\n', "line 1 is no JSON object"),
         ('{"prompt": ""}\n', "line 1: \"prompt\" is ''"),
         ("[1]\n", "line 1 is no JSON object"),
+        ('{"prompt": "x", "answer": []}\n', 'line 1: "answer" is'),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -51,8 +52,32 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
     assert "did you mean" in refused(
         invoke("calibrate", "ead", str(path), "--large", "smollm-135m", "--small", "low-bit")
     )
+    assert "ends in .png" in refused(invoke("calibrate", "ead", str(path), *models, "--plot", "a.gif"))
+    nowhere = str(tmp_path / "none" / "a.png")
+    assert "folder is not there" in refused(invoke("calibrate", "ead", str(path), *models, "--plot", nowhere))
     assert "--small" in refused(invoke("calibrate", "ead", str(path), "--large", "smollm2-135m"))
     assert "ead" in invoke("calibrate", "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "right"),
+    [
+        ("It is 7, then 1,200 in all.", "1200", True),
+        ("It is 1200, then 7.", "1200", False),
+        ("It is -3.5", "-3.5", True),
+        ("none", "3", False),
+        ("The capital is  PARIS, of course.", "paris", True),
+        ("Rome", "paris", False),
+    ],
+)
+def test_answers_are_found(text: str, answer: str, right: bool) -> None:
+    assert gives(text, answer) is right
+
+
+def test_agreement_is_up_to_the_first_difference() -> None:
+    assert agreement([[1, 2, 9, 4], [5]], [[1, 2, 3, 4], [5]]) == 0.75
+    assert agreement([[1, 2]], [[1, 2, 3, 4]]) == 0.5
+    assert agreement([[]], [[]]) == 0.0
 
 
 def test_the_table_marks_the_choice() -> None:
@@ -66,15 +91,24 @@ def test_the_table_marks_the_choice() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-def test_a_pair_is_calibrated(tmp_path: Path, smollm2: loading.Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plot", [False, True])
+def test_a_pair_is_calibrated(
+    tmp_path: Path, smollm2: loading.Loaded, monkeypatch: pytest.MonkeyPatch, plot: bool
+) -> None:
     path = tmp_path / "a.txt"
     path.write_text("The capital of France is\nWater boils at\n")
     small = loading.Loaded(first_layers(smollm2.model, 15), smollm2.tokenizer)
     monkeypatch.setattr(loading, "load", lambda name, **_: small if name == str(tmp_path) else smollm2)
     args = ("calibrate", "ead", str(path), "--large", "smollm2-135m", "--small", str(tmp_path), "--no-chat")
-    done = invoke(*args, "--max-new-tokens", "16", "--window", "2", "--max-runs", "3", "--json")
+    picture = tmp_path / "frontier.png"
+    drawn = ("--plot", str(picture)) if plot else ()
+    done = invoke(*args, "--max-new-tokens", "16", "--window", "2", "--max-runs", "3", "--json", *drawn)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert 2 <= len(found["frontier"]) <= 3
     assert {point["tokens"] for point in found["frontier"]} == {32}
     assert found["large_share"] in {point["large_share"] for point in found["frontier"]}
+    if plot:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        assert found["large_alone"]["quality"] == 1.0
+        assert all(0 <= point["quality"] <= 1 for point in found["frontier"])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from trimtab import InputError
-from trimtab.decoding.entropy_gate import EntropyGate, GateSettings, entropy_bits
+from trimtab.decoding.entropy_gate import EntropyGate, GateSettings, entropy_bits, rolling_means
 
 # multiples of 1/8: means and comparisons are exact, so that no order of additions can matter
 BITS = st.integers(0, 40).map(lambda eighths: eighths / 8)
@@ -59,14 +59,20 @@ def test_padding_of_the_head_is_left_out() -> None:
     torch.testing.assert_close(entropy_bits(padded, 100), entropy_bits(logits))
 
 
+def exponential(entropies: list[float], decay: float) -> float:
+    weights = [decay**age for age in range(len(entropies))][::-1]
+    return sum(w * h for w, h in zip(weights, entropies, strict=True)) / sum(weights)
+
+
 def reference(entropies: list[float], gate: GateSettings) -> list[bool]:
     """Who writes each token, and who would write the next."""
     large, stay, found = gate.start_large, 0, [gate.start_large]
     lower = gate.threshold if gate.lower_threshold is None else gate.lower_threshold
     for step in range(1, len(entropies) + 1):
         recent = entropies[max(step - gate.window, 0) : step]
+        mean = sum(recent) / len(recent) if gate.decay is None else exponential(entropies[:step], gate.decay)
         stay += 1
-        wants_large = sum(recent) / len(recent) > (lower if large else gate.threshold)
+        wants_large = mean > (lower if large else gate.threshold)
         if wants_large != large and stay >= (gate.min_stay or gate.window):
             large, stay = wants_large, 0
         found.append(large)
@@ -101,6 +107,26 @@ def test_rows_switch_as_the_reference_does(gate: GateSettings, series: list[list
     assert found == [reference(values, gate) for values in series]
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    series=st.lists(BITS, min_size=1, max_size=40),
+    decay=st.sampled_from([0.0, 0.3, 0.8, 0.97]),
+    min_stay=st.integers(1, 5),
+    # no sum of eighths comes near: which side of it a mean is on is no matter of rounding
+    threshold=st.integers(0, 40).map(lambda eighths: eighths / 8 + 0.061803398875),
+)
+def test_exponential_average(series: list[float], decay: float, min_stay: int, threshold: float) -> None:
+    gate = GateSettings(threshold, min_stay=min_stay, decay=decay)
+    means = rolling_means(series, gate)
+    np.testing.assert_allclose(means, [exponential(series[:end], decay) for end in range(1, len(series) + 1)])
+    batch, found = EntropyGate(2, gate), [False]
+    for bits in series:
+        batch.update(torch.tensor([bits], dtype=torch.float64), [1])
+        found.append(bool(batch.large[1]))
+    assert found == reference(series, gate)
+    assert batch.mean.tolist() == [0.0, means[-1]]
+
+
 def test_hysteresis_and_minimum_stay() -> None:
     gate = EntropyGate(1, GateSettings(2.0, window=1, min_stay=2, lower_threshold=1.0))
     seen = []
@@ -118,6 +144,9 @@ def test_hysteresis_and_minimum_stay() -> None:
         ({"threshold": "1"}, r"threshold is '1'"),
         ({"threshold": 1.0, "window": 0}, r"window is 0: give a whole number of at least 1"),
         ({"threshold": 1.0, "window": 2.5}, r"window is 2\.5"),
+        ({"threshold": 1.0, "decay": 1.0}, r"decay is 1\.0"),
+        ({"threshold": 1.0, "decay": -0.1}, r"decay is -0\.1"),
+        ({"threshold": 1.0, "decay": "0.8"}, r"decay is '0\.8'"),
         ({"threshold": 1.0, "min_stay": 0}, r"min_stay is 0"),
         ({"threshold": 1.0, "lower_threshold": -1.0}, r"lower_threshold is -1\.0"),
         ({"threshold": 1.0, "lower_threshold": 1.5}, r"lower_threshold is 1\.5 and threshold is 1"),

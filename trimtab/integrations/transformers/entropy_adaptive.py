@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,13 +25,14 @@ from ...errors import InputError
 from . import runner
 from .custom_call import CustomMethod, ScoreRecord
 from .entropy_adaptive_stats import SPEAKERS, EntropyAdaptiveStats, RowStats, Speaker
-from .entropy_calibration import Calibration, FrontierPoint, find_threshold
+from .entropy_calibration import Calibration, FrontierPoint, Quality, find_threshold
 from .generation import Generation
 from .low_bit import LowBitModel
 from .low_bit_cache import LowBitCache
 from .padding import pad_left
 from .runner import Runner, context_length, forward_of
 from .seated_state import SeatedState
+from .vocabulary import check_same_vocabulary
 from .window_sampling import WindowSampler
 
 VOCAB_PADDING = 512
@@ -57,6 +59,8 @@ class EntropyAdaptive(CustomMethod):
             model's linears that shares its keys and values, so that a switch costs nothing.
         threshold: bits of entropy; the large model writes while the rolling mean exceeds it. `calibrate` finds it.
         window: tokens in the rolling mean.
+        decay: 0 up to 1: an exponential average instead of the window, in which each token counts `decay` times as much
+            as the next one; 0.8 looks back about as far as a window of 5.
         min_stay: tokens that a model writes before it may hand over; `window` by default.
         lower_threshold: the large model goes on until the mean is down to this; `threshold` by default.
         start: who writes the first tokens. The large model does not even read the prompt before it is wanted.
@@ -75,6 +79,7 @@ class EntropyAdaptive(CustomMethod):
         threshold: float,
         *,
         window: int = 5,
+        decay: float | None = None,
         min_stay: int | None = None,
         lower_threshold: float | None = None,
         start: Speaker = "small",
@@ -88,7 +93,9 @@ class EntropyAdaptive(CustomMethod):
             raise InputError(f"start is {start!r}: use one of 'small', 'large'")
         if stop_strings is not None and tokenizer is None:
             raise InputError("stop_strings is given without a tokenizer: pass tokenizer= as well")
-        self.gate = GateSettings(threshold, window, min_stay, lower_threshold, start_large=start == "large")
+        self.gate = GateSettings(
+            threshold, window, min_stay, lower_threshold, start_large=start == "large", decay=decay
+        )
         self.small = small
         self.streamer, self.stop_strings, self.tokenizer = streamer, stop_strings, tokenizer
         self.token_ids = None if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
@@ -108,17 +115,19 @@ class EntropyAdaptive(CustomMethod):
         *,
         max_new_tokens: int = 64,
         window: int = 5,
+        decay: float | None = None,
         min_stay: int | None = None,
         start: Speaker = "small",
         tolerance: float = 0.02,
         max_runs: int = 10,
         batch_size: int = 8,
+        quality: Quality | None = None,
         **generate_options: Any,
     ) -> Calibration:
         """Find the threshold at which the large model writes a wanted share of the tokens.
 
         Every probe generates from all prompts with a threshold and counts; the thresholds are bisected. Use the
-        result as `EntropyAdaptive(small, calibration.threshold)` with the same window, stay and start.
+        result as `EntropyAdaptive(small, calibration.threshold)` with the same window or decay, stay and start.
 
         Args:
             large: the large model.
@@ -127,11 +136,14 @@ class EntropyAdaptive(CustomMethod):
             large_share: wanted share of tokens by the large model, 0 to 1.
             max_new_tokens: tokens to write for each prompt and probe.
             window: as for `EntropyAdaptive`.
+            decay: as for `EntropyAdaptive`.
             min_stay: as for `EntropyAdaptive`.
             start: as for `EntropyAdaptive`.
             tolerance: stop when the share is this near.
             max_runs: stop after this many probes, and take the nearest.
             batch_size: prompts generated together.
+            quality: measures the texts of every probe beside those that the large model writes alone, which then writes
+                them first; `agreement` of entropy_calibration.py is one.
             generate_options: for `generate`: `do_sample`, `temperature` and so on; greedy by default.
 
         Raises:
@@ -141,33 +153,59 @@ class EntropyAdaptive(CustomMethod):
             raise InputError("prompts is empty or has an empty prompt: give lists of token ids")
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
-        method = cls(small, 0.0, window=window, min_stay=min_stay, start=start)
+        method = cls(small, 0.0, window=window, decay=decay, min_stay=min_stay, start=start)
         options = {"do_sample": False, **generate_options}
         # of one length where possible: padding is read by nobody, but the longest row sets a pass's width
-        ordered = sorted(prompts, key=len)
-        batches = [ordered[begin : begin + batch_size] for begin in range(0, len(ordered), batch_size)]
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+        batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        large_texts: list[list[int]] = []
+
+        def written(**method_option: Any) -> tuple[list[list[int]], list[Any]]:
+            texts: list[list[int]] = [[] for _ in prompts]
+            stats = []
+            for batch in batches:
+                rows = [prompts[index] for index in batch]
+                output = large.generate(
+                    pad_left(rows).to(large.device),
+                    attention_mask=pad_left([[1] * len(row) for row in rows]).to(large.device),
+                    max_new_tokens=max_new_tokens,
+                    return_dict_in_generate=True,
+                    **options,
+                    **method_option,
+                )
+                stats.append(getattr(output, "stats", None))
+                start, ends = max(map(len, rows)), _eos_ids(large)
+                for index, new in zip(batch, output.sequences[:, start:].tolist(), strict=True):
+                    end = next((place + 1 for place, token in enumerate(new) if token in ends), len(new))
+                    texts[index] = new[:end]
+            return texts, stats
 
         def probe(threshold: float) -> tuple[FrontierPoint, list[list[float]]]:
             # a copy shares the low-bit weights
             here = copy.copy(method)
-            here.gate = GateSettings(threshold, window, min_stay, start_large=start == "large")
-            rows, seconds = [], 0.0
-            for batch in batches:
-                output = large.generate(
-                    pad_left(batch).to(large.device),
-                    attention_mask=pad_left([[1] * len(prompt) for prompt in batch]).to(large.device),
-                    custom_generate=here,
-                    max_new_tokens=max_new_tokens,
-                    return_dict_in_generate=True,
-                    **options,
-                )
-                rows += output.stats.rows
-                seconds += output.stats.seconds["total"]
-            stats = EntropyAdaptiveStats(rows, output.stats.small_cost)
-            point = FrontierPoint(threshold, stats.large_share, stats.cost, stats.switches, stats.new_tokens, seconds)
-            return point, [row.entropies for row in rows]
+            here.gate = replace(method.gate, threshold=threshold)
+            texts, parts = written(custom_generate=here)
+            stats = EntropyAdaptiveStats([row for part in parts for row in part.rows], parts[0].small_cost)
+            point = FrontierPoint(
+                threshold,
+                stats.large_share,
+                stats.cost,
+                stats.switches,
+                stats.new_tokens,
+                sum(part.seconds["total"] for part in parts),
+                None if quality is None else quality(texts, large_texts),
+            )
+            return point, [row.entropies for row in stats.rows]
 
-        return find_threshold(probe, large_share, window=window, tolerance=tolerance, max_runs=max_runs)
+        large_alone = None
+        if quality is not None:
+            begin = time.perf_counter()
+            large_texts, _ = written()
+            seconds = time.perf_counter() - begin
+            tokens = sum(map(len, large_texts))
+            large_alone = FrontierPoint(-math.inf, 1.0, 1.0, 0, tokens, seconds, quality(large_texts, large_texts))
+        found = find_threshold(probe, large_share, gate=method.gate, tolerance=tolerance, max_runs=max_runs)
+        return replace(found, large_alone=large_alone)
 
     def _decode(
         self, model: PreTrainedModel, rows: Generation, processors: LogitsProcessorList, config: GenerationConfig
@@ -297,6 +335,7 @@ def _check_pair(large: PreTrainedModel, small: PreTrainedModel, rows: Generation
             f"small has a vocabulary of {widths['small']} ids and the large model one of {widths['large']}: "
             "give two models of one tokenizer"
         )
+    check_same_vocabulary("small", small, "the large model", large)
     if token_ids is not None and token_ids > min(widths.values()):
         raise InputError(
             f"tokenizer has {token_ids} ids, the small model {widths['small']} and the large one {widths['large']}: "
@@ -316,6 +355,11 @@ def _check_pair(large: PreTrainedModel, small: PreTrainedModel, rows: Generation
 
 def _width(model: PreTrainedModel) -> int:
     return len(model.get_output_embeddings().weight)
+
+
+def _eos_ids(model: PreTrainedModel) -> set[int]:
+    found = model.generation_config.eos_token_id
+    return set() if found is None else {found} if isinstance(found, int) else set(found)
 
 
 def _parameters(model: PreTrainedModel) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ...decoding.entropy_gate import GateSettings, rolling_means
 from ...errors import InputError
 
 
@@ -20,6 +22,7 @@ class FrontierPoint:
         switches: of the model, all prompts.
         tokens: all prompts.
         seconds: of the whole probe.
+        quality: of the texts, if a measure was given.
     """
 
     threshold: float
@@ -28,6 +31,7 @@ class FrontierPoint:
     switches: int
     tokens: int
     seconds: float
+    quality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +41,40 @@ class Calibration:
     Attributes:
         threshold: bits.
         large_share: measured at it.
-        frontier: every threshold that was tried, ascending.
+        frontier: every threshold that was tried, ascending; the last is infinite, the small model alone.
+        large_alone: plain `generate` of the large model, if quality was measured; its threshold is minus infinity.
     """
 
     threshold: float
     large_share: float
     frontier: tuple[FrontierPoint, ...]
+    large_alone: FrontierPoint | None = None
 
 
 Probe = Callable[[float], tuple[FrontierPoint, list[list[float]]]]
 """Generates with a threshold; the measured point and the entropies of each row."""
 
 
-def find_threshold(probe: Probe, large_share: float, *, window: int, tolerance: float, max_runs: int) -> Calibration:
+Texts = Sequence[Sequence[int]]
+Quality = Callable[[Texts, Texts], float]
+"""Of the new tokens for each prompt, given those that the large model writes alone: a number, more is better."""
+
+
+def agreement(texts: Texts, large_texts: Texts) -> float:
+    """Share of the large model's own tokens that come before the first one that differs, mean over the prompts, 0 to 1.
+
+    It says how long a text stays the large model's, not whether what follows is worse.
+    """
+    shares = []
+    for text, own in zip(texts, large_texts, strict=True):
+        same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, own, strict=False))
+        shares.append(sum(1 for _ in same) / max(len(own), 1))
+    return sum(shares) / len(shares)
+
+
+def find_threshold(
+    probe: Probe, large_share: float, *, gate: GateSettings, tolerance: float, max_runs: int
+) -> Calibration:
     """Bisect for a share of the large model.
 
     The first probe lets the small model write alone: the largest rolling mean in its text is a threshold that is never
@@ -59,7 +84,7 @@ def find_threshold(probe: Probe, large_share: float, *, window: int, tolerance: 
     Args:
         probe: measures a threshold.
         large_share: wanted, 0 to 1.
-        window: tokens in the rolling mean.
+        gate: how the mean rolls.
         tolerance: distance from `large_share` that is near enough.
         max_runs: probes to make at most, at least 2.
 
@@ -73,7 +98,7 @@ def find_threshold(probe: Probe, large_share: float, *, window: int, tolerance: 
     if not isinstance(max_runs, int) or max_runs < 2:
         raise InputError(f"max_runs is {max_runs!r}: give a whole number of at least 2")
     alone, entropies = probe(math.inf)
-    means = sorted(mean for row in entropies for mean in _rolling_means(row, window))
+    means = sorted(mean for row in entropies for mean in rolling_means(row, gate))
     low, high = 0.0, means[-1]
     points = [alone]
     threshold = means[round((1 - large_share) * (len(means) - 1))]
@@ -88,8 +113,3 @@ def find_threshold(probe: Probe, large_share: float, *, window: int, tolerance: 
     best = min(points, key=lambda point: abs(point.large_share - large_share))
     frontier = tuple(sorted(points, key=lambda point: point.threshold))
     return Calibration(best.threshold, best.large_share, frontier)
-
-
-def _rolling_means(entropies: Sequence[float], window: int) -> list[float]:
-    recent = [entropies[max(end - window, 0) : end] for end in range(1, len(entropies) + 1)]
-    return [sum(values) / len(values) for values in recent]

@@ -21,3 +21,12 @@ def generate_locals() -> Iterator[dict[str, Any]]:
         if frame.f_code is _GENERATE_CODE:
             yield frame.f_locals
         frame = frame.f_back  # type: ignore[assignment]
+
+
+def generate_given(processor: object) -> dict[str, Any] | None:
+    """Of the outermost running `generate` that was given this processor: an assistant drafts in one inside it."""
+    found = None
+    for known in generate_locals():
+        if any(each is processor for each in known.get("prepared_logits_processor") or ()):
+            found = known
+    return found

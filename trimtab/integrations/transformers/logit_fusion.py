@@ -20,6 +20,7 @@ from ...decoding.fusion import Active, fuse
 from ...errors import InputError
 from .auxiliary_model import AuxiliaryModel, check_device, common_width, widened
 from .prompt_rows import PromptRows
+from .vocabulary import GeneratingModel, check_same_vocabulary
 
 TRACED_STEPS = 65536
 """Steps of rows that `LogitFusion.trace` can look back on."""
@@ -84,6 +85,7 @@ class LogitFusion(LogitsProcessor):
             raise InputError(f"active is {active!r}: use one of {', '.join(map(repr, get_args(Active)))}")
         for index, expert in enumerate(experts):
             check_device(f"experts[{index}]", expert, base.device, "base is")
+            check_same_vocabulary(f"experts[{index}]", expert, "base", base)
         self.alpha, self.alpha_max, self.active = alpha, alpha_max, active
         self._base = AuxiliaryModel(base)
         self._experts = [AuxiliaryModel(expert) for expert in experts]
@@ -91,6 +93,7 @@ class LogitFusion(LogitsProcessor):
         self._widths += [(f"experts[{index}]", expert.width) for index, expert in enumerate(self._experts)]
         common_width(self._widths)
         self._rows = PromptRows(self, base, attention_mask)
+        self._large = GeneratingModel(self, "base", base)
         # hash of a text -> figures of the token after it: a function of the ids, like the models' states
         self._steps: dict[int, tuple[list[float], list[float], list[list[float]]]] = {}
         self._lock = threading.Lock()
@@ -99,6 +102,7 @@ class LogitFusion(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[rows, vocab]` float32 log-probabilities of the fused model, -inf for ids that not all models have."""
         check_device("base", self._base.model, scores.device, "the large model's scores are")
+        self._large.check()
         width = common_width([*self._widths, ("the large model", scores.shape[-1])])
         texts = [[*row.prompt, *row.new] for row in self._rows(input_ids)]
         base = self._base.logits(texts)[:, :width]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ...errors import InputError
-from .generate_frames import generate_locals
+from .generate_frames import generate_given
 
 
 class Row(NamedTuple):
@@ -110,11 +110,7 @@ class PromptRows:
 
 
 def _prompts_of_generate(processor: object) -> _Prompts | None:
-    """Of the outermost running `generate` that was given this processor: an assistant drafts in one inside it."""
-    found = None
-    for known in generate_locals():
-        if any(each is processor for each in known.get("prepared_logits_processor") or ()):
-            found = known
+    found = generate_given(processor)
     if found is None:
         return None
     ids, mask = found["input_ids"], found["model_kwargs"].get("attention_mask")

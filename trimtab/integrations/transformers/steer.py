@@ -16,6 +16,7 @@ from ...decoding.contrast import plausible, steer
 from ...errors import InputError
 from .auxiliary_model import AuxiliaryModel, check_device, common_width, widened
 from .prompt_rows import PromptRows, Row
+from .vocabulary import GeneratingModel, check_same_vocabulary
 
 Tokens = Sequence[int] | Tensor
 
@@ -69,6 +70,7 @@ class Steer(LogitsProcessor):
             if expert is None:
                 raise InputError(f"expert is None and eta is {eta}: pass the model whose generate you call, or eta=0")
             check_device("expert", expert, base.device, "base is")
+            check_same_vocabulary("expert", expert, "base", base)
         self._base = AuxiliaryModel(base) if gamma > 0 else None
         self._expert = AuxiliaryModel(expert) if expert is not None and eta > 0 else None
         self._widths = [
@@ -77,6 +79,7 @@ class Steer(LogitsProcessor):
         if self._widths:
             common_width(self._widths)
         self._rows = PromptRows(self, base, attention_mask)
+        self._generating = GeneratingModel(self, "base", base)
 
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -90,6 +93,7 @@ class Steer(LogitsProcessor):
         for name, model in (("base", self._base), ("expert", self._expert)):
             if model is not None:
                 check_device(name, model.model, scores.device, "the scores are")
+        self._generating.check()
         width = common_width([*self._widths, ("the model that generates", scores.shape[-1])])
         rows = self._rows(input_ids, split=self._expert is not None)
         base = negative = None
