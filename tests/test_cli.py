@@ -114,6 +114,21 @@ def test_help_lists_every_option() -> None:
         (["x", "--bits", "16", "--mode", "lossless"], ["--mode lossless has no effect", "--bits 16"]),
         (["x", "--bits", "4", "--activation-bits", "8"], ["--activation-bits 8 has no effect", "--bits 4"]),
         (["x", "--drafter", "none", "--max-ngram", "2"], ["--max-ngram 2 has no effect", "--drafter none"]),
+        (["x", "--method", "ead", "--threshold", "1"], ["--small is missing", "ead"]),
+        (["x", "--method", "ead", "--small", "low-bit"], ["--threshold is missing"]),
+        (["x", "--method", "ead", "--small", "low-bit", "--threshold", "-1"], ["--threshold is -1"]),
+        (["x", "--method", "ead", "--small", "low-bit", "--threshold", "0", "--decay", "1"], ["--decay is 1"]),
+        (["x", "--method", "ead", "--bits", "8"], ["--bits 8 has no effect", "--method ead", "--method quantized"]),
+        (["x", "--small", "low-bit"], ["--small low-bit has no effect", "--method quantized", "--method ead"]),
+        (["x", "--method", "ead", "--small", "smolm2-135m", "--threshold", "1"], ["did you mean 'smollm2-135m'"]),
+        (["x", "--method", "fusion", "--expert", "smollm2-135m"], ["--small-base is missing"]),
+        (["x", "--method", "fusion", "--small-base", "smollm2-135m"], ["--expert is missing"]),
+        (["x", "--method", "fusion", "--alpha", "strong"], ["--alpha is 'strong'", "number"]),
+        (["x", "--method", "steer"], ["--base is missing"]),
+        (["x", "--method", "steer", "--base", "smollm2-135m", "--eta", "0.5"], ["--eta is 0.5 without --negative"]),
+        (["x", "--method", "steer", "--base", "smollm2-135m", "--gamma", "-1"], ["--gamma is -1"]),
+        (["x", "--method", "steer", "--base", "smollm2-135m", "--plausibility", "2"], ["--plausibility is 2"]),
+        (["x", "--method", "steer", "--base", "smollm2-135m", "--negative", ""], ["--negative is ''"]),
         (["x", "--temperature", "-1"], ["--temperature is -1", "greedy"]),
         (["x", "--temperature", "nan"], ["--temperature is 'nan'", "number"]),
         (["x", "--top-p", "0.9"], ["--top-p 0.9 has no effect with greedy", "--temperature"]),
@@ -197,6 +212,40 @@ def test_checks_cover_what_the_method_refuses() -> None:
             QuantizedVerification(**settings)  # type: ignore[arg-type]
         with pytest.raises(trimtab.InputError):
             check_method("quantized", settings | ({"mode": "lossless"} if "window" in settings else {}))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ("ead", "--small", "smollm2-135m", "--threshold", "1.5", "--decay", "0.8"),
+            ("large_share", "switches", "cost"),
+        ),
+        (("fusion", "--small-base", "smollm2-135m", "--expert", "smollm2-135m"), ("alpha", "divergence", "target")),
+        (("fusion", "--small-base", "smollm2-135m", "--expert", "smollm2-135m", "--alpha", "0.5"), ("alpha",)),
+        (("steer", "--base", "smollm2-135m", "--gamma", "0.5", "--plausibility", "0.1"), ("gamma", "forward_tokens")),
+        (("steer", "--base", "smollm2-135m", "--negative", "Red.", "--negative", "Blue."), ("eta", "negatives")),
+    ],
+    ids=lambda value: " ".join(value[:4]),
+)
+def test_every_method_has_its_statistics(
+    in_memory: Callable[..., None], options: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    in_memory()
+    done = invoke("generate", "Name a colour.", "--json", "--max-new-tokens", "6", "--method", *options)
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["method"] == options[0]
+    assert set(expected) <= set(result["stats"])
+    if options[0] == "fusion":
+        assert len(result["stats"]["alpha"]) == result["new_tokens"]
+        assert options[-1] != "0.5" or result["stats"]["alpha"] == [[0.5]] * result["new_tokens"]
+    if "--negative" in options:
+        assert result["stats"]["negatives"] == 2
+        assert result["stats"]["forward_tokens"]["negatives"] > 0
+    shown = invoke("generate", "Name a colour.", "--max-new-tokens", "6", "--method", *options)
+    assert shown.stdout.strip() == result["text"].strip()
+    assert {"ead": "of tokens", "fusion": "alpha", "steer": "gamma"}[options[0]] in shown.stderr
 
 
 # -- what is generated ----------------------------------------------------------------------------------------------

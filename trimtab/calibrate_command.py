@@ -163,13 +163,13 @@ def _quality(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str | None]) 
 
     right = [answer for answer in answers if answer is not None]
     if len(right) < len(answers):
-        return agreement, "share of the large model's own text before the first other token"
+        return agreement, "agreement: share of the large model's\nown text before the first other token"
 
     def accuracy(texts: Texts, large_texts: Texts) -> float:
         written = [tokenizer.decode(text, skip_special_tokens=True) for text in texts]
         return sum(map(gives, written, right)) / len(right)
 
-    return accuracy, f"share of {len(right)} texts that give the right answer"
+    return accuracy, f"accuracy: share of {len(right)} texts\nthat give the right answer"
 
 
 def gives(text: str, answer: str) -> bool:

@@ -14,13 +14,14 @@ import typer
 
 from .command_support import check_model_name, encode, import_quietly, number, option, remember_debug, whole, working
 from .errors import InputError
+from .generate_methods import DYNAMIC, METHODS, OPTIONS, Prepared, check_values, model_names
+from .generate_methods import prepare as prepare_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from .integrations.transformers.quantized_verification import QuantizedVerification, VerificationStats
 
-METHODS = ("quantized", "none")
 _CHOICES: dict[str, tuple[Any, ...]] = {
     "mode": ("quantized", "lossless"),
     "bits": (8, 4, 16),
@@ -37,11 +38,17 @@ def _whole_option(name: str, help: str, panel: str | None = None) -> Any:
     return option(name, help=help, panel=panel, parser=whole, metavar="N")
 
 
-def _number_option(name: str, help: str) -> Any:
-    return option(name, help=help, panel=_SAMPLING, parser=number, metavar="X")
+def _number_option(name: str, help: str, panel: str = "Sampling") -> Any:
+    return option(name, help=help, panel=panel, parser=number, metavar="X")
+
+
+def _alpha(text: str) -> float | str:
+    """For typer: `dynamic`, or a number."""
+    return DYNAMIC if text == DYNAMIC else number(text)
 
 
 _METHOD, _SAMPLING, _PROMPT = "Method: quantized", "Sampling", "Prompt"
+_EAD, _FUSION, _STEER = "Method: ead", "Method: fusion", "Method: steer"
 
 
 def generate(
@@ -109,7 +116,8 @@ def generate(
     ] = None,
     draft_length: Annotated[int | None, _whole_option("--draft-length", "Tokens to draft; default 5.", _METHOD)] = None,
     window: Annotated[
-        int | None, _whole_option("--window", "lossless: tokens between two checks; default 8.", _METHOD)
+        int | None,
+        _whole_option("--window", "lossless: tokens between checks, default 8; ead: in the mean, default 5.", _METHOD),
     ] = None,
     max_ngram: Annotated[
         int | None, _whole_option("--max-ngram", "Longest n-gram that prompt lookup matches; default 3.", _METHOD)
@@ -128,6 +136,52 @@ def generate(
     quantize_head: Annotated[
         bool, option("--quantize-head", panel=_METHOD, help="Quantise the output head too.")
     ] = False,
+    small: Annotated[
+        str | None,
+        option("--small", metavar="NAME", panel=_EAD, help="The small model, or low-bit for 8-bit weights of --model."),
+    ] = None,
+    threshold: Annotated[
+        float | None, _number_option("--threshold", "Bits; `trimtab calibrate ead` finds it.", _EAD)
+    ] = None,
+    decay: Annotated[
+        float | None, _number_option("--decay", "Exponential average instead of --window: 0.8, say.", _EAD)
+    ] = None,
+    small_base: Annotated[
+        str | None,
+        option("--small-base", metavar="NAME", panel=_FUSION, help="The model that the experts were fine-tuned from."),
+    ] = None,
+    expert: Annotated[
+        list[str] | None,
+        option("--expert", metavar="NAME", panel=_FUSION, help="A fine-tuned --small-base; repeat for several."),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        option(
+            "--alpha",
+            metavar="X|dynamic",
+            panel=_FUSION,
+            parser=_alpha,
+            help="How strongly the experts act; default dynamic, 1 is proxy tuning.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, option("--base", metavar="NAME", panel=_STEER, help="The model that --model was fine-tuned from.")
+    ] = None,
+    gamma: Annotated[
+        float | None, _number_option("--gamma", "How far away from the base; default 0.2.", _STEER)
+    ] = None,
+    eta: Annotated[
+        float | None,
+        _number_option("--eta", "How far away from the negatives; default 0.6, without negatives 0.", _STEER),
+    ] = None,
+    negative: Annotated[
+        list[str] | None,
+        option("--negative", metavar="TEXT", panel=_STEER, help="A negative prompt. May be given several times."),
+    ] = None,
+    plausibility: Annotated[
+        float | None,
+        _number_option("--plausibility", "Keep tokens of this share of the likeliest one's probability.", _STEER),
+    ] = None,
     temperature: Annotated[
         float | None, _number_option("--temperature", "0 (default) is greedy, more than 0 samples.")
     ] = None,
@@ -156,6 +210,17 @@ def generate(
         "activation_bits": activation_bits,
         "outliers": outliers,
         "quantize_head": quantize_head or None,
+        "small": small,
+        "threshold": threshold,
+        "decay": decay,
+        "small_base": small_base,
+        "expert": expert or None,
+        "alpha": alpha,
+        "base": base,
+        "gamma": gamma,
+        "eta": eta,
+        "negative": negative or None,
+        "plausibility": plausibility,
     }
     settings = {name: value for name, value in given.items() if value is not None}
     check_method(method, settings)
@@ -171,12 +236,13 @@ def generate(
         raise InputError("--stop is '': give the text to stop at, or leave it out")
     if system is not None and chat is False:
         raise InputError(f"--system is {system!r} with --no-chat: a system message needs the chat template")
-    check_model_name(model)
+    for name in (model, *model_names(settings)):
+        check_model_name(name)
     text = read_prompt(prompt, prompt_file)
 
     with working(f"loading {model}"):
         import_quietly(threads)
-        decoder = _method(method, settings)
+        decoder = _quantized(settings) if method == "quantized" else None
         from .integrations.transformers.loading import load
 
         lm, tokenizer = load(model, dtype=dtype, device=device)
@@ -186,23 +252,38 @@ def generate(
     if decoder is not None:
         with working(f"quantising {model}"):
             decoder.prepare(lm)
+        prepared = Prepared({"custom_generate": decoder}, lambda output: output.stats.as_dict())
+    elif method == "none":
+        prepared = Prepared({})
+    else:
+        with _working(f"preparing {method}"):
+            prepared = prepare_method(
+                method,
+                settings,
+                lm,
+                lambda name: load(name, dtype=dtype, device=device).model,
+                lambda negative: encode(tokenizer, negative, chat=chat, system=system, model_name=model)["input_ids"][
+                    0
+                ].tolist(),
+            )
 
-    result = _run(
+    result, output = _run(
         lm,
         tokenizer,
         inputs,
-        decoder,
+        prepared.options,
         sampling | {"max_new_tokens": min(max_new_tokens, room)},
         stop=stop,
         seed=seed,
         stream=not as_json,
     )
-    stats: VerificationStats | None = result.pop("stats")
+    stats = prepared.stats(output)
     if as_json:
-        whole = {"model": model, "method": method, **result, "stats": None if stats is None else stats.as_dict()}
-        print(json.dumps(whole, ensure_ascii=False))
-    else:
-        _print_statistics(summary(result["new_tokens"], result["seconds"], stats))
+        print(json.dumps({"model": model, "method": method, **result, "stats": stats}, ensure_ascii=False))
+        return
+    line = summary(result["new_tokens"], result["seconds"], output.stats if decoder is not None else None)
+    more = prepared.summary(stats) if stats is not None else ""
+    _print_statistics(f"{line} | {more}" if more else line)
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------
@@ -213,20 +294,28 @@ def check_method(method: str, settings: dict[str, Any]) -> None:
 
     Args:
         method: one of `METHODS`.
-        settings: the options given, by the names of `QuantizedVerification`'s arguments.
+        settings: the options given, by their names with underscores.
 
     Raises:
         InputError: names the option, its value and the remedy.
     """
     _one_of("method", method, METHODS)
-    if method == "none":
-        for name, value in settings.items():
-            _unused(name, value, "--method none", "use --method quantized")
+    for name, value in settings.items():
+        if name not in OPTIONS[method]:
+            owner = next(other for other, names in OPTIONS.items() if name in names)
+            _unused(name, value, f"--method {method}", f"use --method {owner}")
     for name, value in settings.items():
         if name in _CHOICES:
             _one_of(name, value, _CHOICES[name])
         if name in _LEAST:
             _at_least(name, value, _LEAST[name])
+    if method == "quantized":
+        _check_quantized(settings)
+    elif method != "none":
+        check_values(method, settings)
+
+
+def _check_quantized(settings: dict[str, Any]) -> None:
     if settings.get("bits") == 16:
         for name in ("mode", "window", "activation_bits", "outliers", "quantize_head"):
             if name in settings:
@@ -331,9 +420,7 @@ def _flag(name: str) -> str:
 # -- the run ---------------------------------------------------------------------------------------------------------
 
 
-def _method(method: str, settings: dict[str, Any]) -> QuantizedVerification | None:
-    if method == "none":
-        return None
+def _quantized(settings: dict[str, Any]) -> QuantizedVerification:
     from .integrations.transformers.quantized_verification import QuantizedVerification
 
     return QuantizedVerification(**settings)
@@ -356,21 +443,20 @@ def _run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     inputs: dict[str, Any],
-    method: QuantizedVerification | None,
+    method: dict[str, Any],
     options: dict[str, Any],
     *,
     stop: list[str] | None,
     seed: int | None,
     stream: bool,
-) -> dict[str, Any]:
-    """Generate, and what there is to say about it."""
+) -> tuple[dict[str, Any], Any]:
+    """What there is to say about a text, and what `generate` returned."""
     import torch
     from transformers import TextStreamer
 
-    options = dict(options)
-    if method is not None:
-        method.stop_strings, method.tokenizer = stop or None, tokenizer
-        options["custom_generate"] = method
+    options = options | method
+    if custom := method.get("custom_generate"):
+        custom.stop_strings, custom.tokenizer = stop or None, tokenizer
     elif stop:
         options |= {"stop_strings": stop, "tokenizer": tokenizer}
     if stream:
@@ -384,15 +470,15 @@ def _run(
     seconds = time.perf_counter() - start
     prompt_tokens = inputs["input_ids"].shape[1]
     tokens = output.sequences[0, prompt_tokens:].tolist()
-    return {
+    result = {
         "text": tokenizer.decode(tokens, skip_special_tokens=True),
         "token_ids": tokens,
         "prompt_tokens": prompt_tokens,
         "new_tokens": len(tokens),
         "seconds": round(seconds, 6),
         "tokens_per_second": round(len(tokens) / seconds, 3),
-        "stats": getattr(output, "stats", None),
     }
+    return result, output
 
 
 # -- what is shown ---------------------------------------------------------------------------------------------------

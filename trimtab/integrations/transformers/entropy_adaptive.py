@@ -143,7 +143,8 @@ class EntropyAdaptive(CustomMethod):
             max_runs: stop after this many probes, and take the nearest.
             batch_size: prompts generated together.
             quality: measures the texts of every probe beside those that the large model writes alone, which then writes
-                them first; `agreement` of entropy_calibration.py is one.
+                them first; `agreement` of entropy_calibration.py is one. Probes that are left after the share is found
+                go to other shares.
             generate_options: for `generate`: `do_sample`, `temperature` and so on; greedy by default.
 
         Raises:
@@ -204,7 +205,9 @@ class EntropyAdaptive(CustomMethod):
             seconds = time.perf_counter() - begin
             tokens = sum(map(len, large_texts))
             large_alone = FrontierPoint(-math.inf, 1.0, 1.0, 0, tokens, seconds, quality(large_texts, large_texts))
-        found = find_threshold(probe, large_share, gate=method.gate, tolerance=tolerance, max_runs=max_runs)
+        found = find_threshold(
+            probe, large_share, gate=method.gate, tolerance=tolerance, max_runs=max_runs, fill=quality is not None
+        )
         return replace(found, large_alone=large_alone)
 
     def _decode(

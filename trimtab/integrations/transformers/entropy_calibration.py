@@ -73,7 +73,7 @@ def agreement(texts: Texts, large_texts: Texts) -> float:
 
 
 def find_threshold(
-    probe: Probe, large_share: float, *, gate: GateSettings, tolerance: float, max_runs: int
+    probe: Probe, large_share: float, *, gate: GateSettings, tolerance: float, max_runs: int, fill: bool = False
 ) -> Calibration:
     """Bisect for a share of the large model.
 
@@ -87,6 +87,7 @@ def find_threshold(
         gate: how the mean rolls.
         tolerance: distance from `large_share` that is near enough.
         max_runs: probes to make at most, at least 2.
+        fill: spend the probes that are left over all other shares, for a whole frontier.
 
     Raises:
         InputError: a number is out of range.
@@ -110,6 +111,9 @@ def find_threshold(
         else:
             high = threshold
         threshold = (low + high) / 2
+    left = max_runs - len(points) if fill else 0
+    for step in range(1, left + 1):
+        points.append(probe(means[round((1 - step / (left + 1)) * (len(means) - 1))])[0])
     best = min(points, key=lambda point: abs(point.large_share - large_share))
     frontier = tuple(sorted(points, key=lambda point: point.threshold))
     return Calibration(best.threshold, best.large_share, frontier)

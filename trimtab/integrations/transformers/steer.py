@@ -81,6 +81,12 @@ class Steer(LogitsProcessor):
         self._rows = PromptRows(self, base, attention_mask)
         self._generating = GeneratingModel(self, "base", base)
 
+    @property
+    def forward_tokens(self) -> dict[str, int]:
+        """Tokens fed to the base, and to the expert after the negative prompts, in all calls so far."""
+        models = {"base": self._base, "negatives": self._expert}
+        return {name: 0 if model is None else model.forwarded for name, model in models.items()}
+
     @torch.no_grad()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[rows, vocab]` scores; with `gamma = eta = 0` and no plausibility those that came in."""
