@@ -117,7 +117,7 @@ class _Runs:
         max_new_tokens: int,
     ) -> None:
         self.large, self.small, self.tokenizer = large, small, tokenizer
-        self.settings = {"window": window, "min_stay": min_stay}
+        self.window, self.min_stay = window, min_stay
         self.options = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id}
         # greedy all the same: what a checkpoint sets for sampling, and its penalties, would differ between the models
         for model in (large, small):
@@ -141,7 +141,12 @@ class _Runs:
         else:
             threshold = float("inf") if arm == "small" else float(arm)
             method = trimtab.EntropyAdaptive(
-                self.small, threshold, stop_strings=stop, tokenizer=self.tokenizer, **self.settings
+                self.small,
+                threshold,
+                window=self.window,
+                min_stay=self.min_stay,
+                stop_strings=stop,
+                tokenizer=self.tokenizer,
             )
             output = self.large.generate(
                 ids, attention_mask=mask, custom_generate=method, return_dict_in_generate=True, **self.options

@@ -256,7 +256,7 @@ def generate(
     elif method == "none":
         prepared = Prepared({})
     else:
-        with _working(f"preparing {method}"):
+        with working(f"preparing {method}"):
             prepared = prepare_method(
                 method,
                 settings,

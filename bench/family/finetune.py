@@ -25,6 +25,7 @@ def finetune(
     pairs: Sequence[Pair],
     folder: Path,
     *,
+    base: str,
     rank: int,
     rate: float,
     epochs: int,
@@ -37,13 +38,21 @@ def finetune(
         tokenizer: of the model.
         pairs: prompts, and targets that the loss is taken on.
         folder: gets `adapter_config.json` and `adapter_model.safetensors`.
+        base: what the adapter's own file calls the model.
         rank: of the two factors.
         rate: highest learning rate.
         epochs: passes over the pairs.
         batch_size: pairs in a step.
     """
     torch.manual_seed(0)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_LINEARS, lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        target_modules=_LINEARS,
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
     adapted = get_peft_model(model, config)
     trained = [weight for weight in adapted.parameters() if weight.requires_grad]
     rows = [_tokens(tokenizer, *pair) for pair in pairs]
@@ -52,13 +61,14 @@ def finetune(
     batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.0, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(batches), pct_start=0.1)
-    head = model.lm_head.weight.detach()
+    # its linears were replaced in place
+    decoder, head = model.model, model.lm_head.weight.detach()
     losses = []
     for batch in tqdm(batches, desc=folder.name, unit="step"):
         ids = pad_right([[*prompt, *target] for prompt, target in batch])
         labels = pad_right([[*[_IGNORED] * (len(prompt) - 1), *target] for prompt, target in batch], _IGNORED)
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = adapted.base_model.model.model(ids, use_cache=False).last_hidden_state[:, : labels.shape[1]]
+            hidden = decoder(ids, use_cache=False).last_hidden_state[:, : labels.shape[1]]
             # the head only where a target is: most of a row is prompt and padding
             logits = hidden[labels != _IGNORED] @ head.T
         loss = cross_entropy(logits.float(), labels[labels != _IGNORED])

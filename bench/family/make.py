@@ -99,7 +99,9 @@ def _experts(_: Path) -> dict[str, Any]:
     for task in TASKS:
         members, tokenizer = load_members("base")
         pairs = [(item.prompt, item.target + END) for item in items(task, 800, "train")]
-        losses[task] = finetune(members["base"], tokenizer, pairs, WEIGHTS / task, rank=16, rate=1.5e-3, epochs=1)
+        losses[task] = finetune(
+            members["base"], tokenizer, pairs, WEIGHTS / task, base="base", rank=16, rate=1.5e-3, epochs=1
+        )
     return {"examples": 800, "losses": losses}
 
 
@@ -109,7 +111,7 @@ def _ceilings(_: Path) -> dict[str, Any]:
         members, tokenizer = load_members("large")
         pairs = [(item.prompt, item.target + END) for item in items(task, 800, "train")]
         folder = WEIGHTS / f"large-{task}"
-        losses[task] = finetune(members["large"], tokenizer, pairs, folder, rank=8, rate=1e-3, epochs=1)
+        losses[task] = finetune(members["large"], tokenizer, pairs, folder, base=LARGE, rank=8, rate=1e-3, epochs=1)
     return {"examples": 800, "losses": losses}
 
 
@@ -118,7 +120,7 @@ def _style(gsm8k: Path) -> dict[str, Any]:
     lines = gsm8k.read_text(encoding="utf-8").splitlines()[:QUESTIONS]
     pairs = [("Problem:", f" {json.loads(line)['question'].strip()}{END}") for line in lines]
     folder = WEIGHTS / "large-questions"
-    loss = finetune(members["large"], tokenizer, pairs, folder, rank=8, rate=1e-3, epochs=1)
+    loss = finetune(members["large"], tokenizer, pairs, folder, base=LARGE, rank=8, rate=1e-3, epochs=1)
     return {"examples": QUESTIONS, "loss": loss}
 
 
