@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -40,11 +41,19 @@ def load_packed(name: str, device: torch.device) -> tuple[PreTrainedModel | None
 
 def first_layers(model: PreTrainedModel, count: int) -> PreTrainedModel:
     """A small model: the first layers of a large one."""
-    small = copy.deepcopy(model)
-    small.model.layers = small.model.layers[:count]
-    small.config.num_hidden_layers = count
+    return with_layers(model, range(count))
+
+
+def with_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A copy that has only these layers; embedding and head are the model's own tensors."""
+    shared = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+    small = copy.deepcopy(model, {id(weight): weight for weight in shared})
+    small.model.layers = torch.nn.ModuleList(small.model.layers[layer] for layer in layers)
+    for place, layer in enumerate(small.model.layers):
+        layer.self_attn.layer_idx = place
+    small.config.num_hidden_layers = len(layers)
     if getattr(small.config, "layer_types", None):
-        small.config.layer_types = small.config.layer_types[:count]
+        small.config.layer_types = [small.config.layer_types[layer] for layer in layers]
     return small
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import first_layers
+from bench.models import first_layers
 from tests.test_cli import COMMAND, invoke, no_loading, refused  # noqa: F401 - a fixture
 from trimtab import InputError
 from trimtab.integrations.transformers.loading import Loaded

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -11,23 +10,12 @@ from torch.nn.functional import log_softmax
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from bench.models import with_layers
+
 FREQUENT = 6144
 """Tokens over which the two distributions are compared: the corpus' most frequent ones."""
 VALIDATION = 8
 """Blocks that are not trained on."""
-
-
-def with_layers(model: PreTrainedModel, layers: list[int]) -> PreTrainedModel:
-    """A copy that has only these layers; embedding and head are the model's own tensors."""
-    shared = {id(weight): weight for weight in (model.get_input_embeddings().weight, model.lm_head.weight)}
-    small = copy.deepcopy(model, dict(shared))
-    small.model.layers = torch.nn.ModuleList(small.model.layers[layer] for layer in layers)
-    for place, layer in enumerate(small.model.layers):
-        layer.self_attn.layer_idx = place
-    small.config.num_hidden_layers = len(layers)
-    if getattr(small.config, "layer_types", None):
-        small.config.layer_types = [small.config.layer_types[layer] for layer in layers]
-    return small
 
 
 @torch.no_grad()

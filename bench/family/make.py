@@ -28,10 +28,11 @@ from safetensors.torch import load_file, save_file
 
 import trimtab
 from bench.family.corpus import corpus
-from bench.family.distill import choose_layers, heal, with_layers
+from bench.family.distill import choose_layers, heal
 from bench.family.finetune import finetune
 from bench.family.members import LARGE, WEIGHTS, load_members, save_base
 from bench.family.tasks import END, TASKS, items
+from bench.models import with_layers
 from bench.provenance import provenance
 
 LAYERS = 11

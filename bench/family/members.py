@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import trimtab
-from bench.family.distill import with_layers
+from bench.models import with_layers
 from trimtab.kernels.linear_w8a8 import quantize_weight
 
 LARGE = "smollm2-135m"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tests.conftest import first_layers
+from bench.models import first_layers
 from trimtab import InputError
 from trimtab.integrations.transformers.loading import Loaded
 from trimtab.synthesis import Record, Settings, Synthesizer

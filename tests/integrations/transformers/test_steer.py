@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from transformers import PreTrainedModel
 from bench.models import first_layers, perturbed
 from bench.naive import log_probs
 from tests.conftest import tiny
-from trimtab import InputError, Steer
+from trimtab import InputError, LogitFusion, Steer
 
 PROMPT = [5, 6, 7, 8]
 
@@ -47,6 +49,21 @@ def test_first_token_is_the_formula(expert: PreTrainedModel, base: PreTrainedMod
     first = 1.3 + 0.5 * balanced
     expected = first * log_probs(expert, PROMPT) - 0.3 * log_probs(base, PROMPT) - 0.5 * negative
     torch.testing.assert_close(out.scores[0][0], expected.log_softmax(-1).float(), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("method", ["steer", "fusion"])
+def test_a_processor_is_freed_with_its_last_name(expert: PreTrainedModel, base: PreTrainedModel, method: str) -> None:
+    """It holds keys and values: a loop that makes one a batch must not wait for a collection of garbage."""
+    gc.collect()
+    gc.disable()
+    try:
+        processor = Steer(base, 0.3, 0.5, [[[9]]], expert=expert) if method == "steer" else LogitFusion(base, [base])
+        expert.generate(torch.tensor([PROMPT]), logits_processor=[processor], max_new_tokens=3, do_sample=False)
+        alive = weakref.ref(processor)
+        del processor
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_plausibility_reads_the_expert(base: PreTrainedModel) -> None:

@@ -92,8 +92,8 @@ class LogitFusion(LogitsProcessor):
         self._widths = [("base", self._base.width)]
         self._widths += [(f"experts[{index}]", expert.width) for index, expert in enumerate(self._experts)]
         common_width(self._widths)
-        self._rows = PromptRows(self, base, attention_mask)
-        self._large = GeneratingModel(self, "base", base)
+        self._rows = PromptRows(base, attention_mask)
+        self._large = GeneratingModel("base", base)
         # hash of a text -> figures of the token after it: a function of the ids, like the models' states
         self._steps: dict[int, tuple[list[float], list[float], list[list[float]]]] = {}
         self._lock = threading.Lock()
@@ -102,9 +102,9 @@ class LogitFusion(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """`[rows, vocab]` float32 log-probabilities of the fused model, -inf for ids that not all models have."""
         check_device("base", self._base.model, scores.device, "the large model's scores are")
-        self._large.check()
+        self._large.check(self)
         width = common_width([*self._widths, ("the large model", scores.shape[-1])])
-        texts = [[*row.prompt, *row.new] for row in self._rows(input_ids)]
+        texts = [[*row.prompt, *row.new] for row in self._rows(self, input_ids)]
         base = self._base.logits(texts)[:, :width]
         experts = torch.stack([expert.logits(texts)[:, :width] for expert in self._experts])
         fixed = None if self.alpha == "dynamic" else float(self.alpha)

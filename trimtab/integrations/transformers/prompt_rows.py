@@ -34,7 +34,6 @@ class PromptRows:
     """Takes the padding off the rows that a processor sees.
 
     Args:
-        processor: the object in `generate(logits_processor=[...])`.
         model: whose pad and BOS tokens to assume where nothing else says what is padding.
         attention_mask: `[batch, prompt length]` of the prompts, for decoding loops other than `generate`.
 
@@ -42,12 +41,11 @@ class PromptRows:
         InputError: the mask is not a matrix.
     """
 
-    def __init__(self, processor: object, model: PreTrainedModel, attention_mask: Tensor | None) -> None:
+    def __init__(self, model: PreTrainedModel, attention_mask: Tensor | None) -> None:
         if attention_mask is not None and attention_mask.dim() != 2:
             raise InputError(
                 f"attention_mask has shape {list(attention_mask.shape)}: give the prompts' mask, [batch, prompt length]"
             )
-        self._processor = processor
         self._mask = attention_mask
         configs = (model.generation_config, model.config)
         self._pad = _token("pad_token_id", configs)
@@ -55,10 +53,11 @@ class PromptRows:
             self._pad = _token("eos_token_id", configs)
         self._bos = _token("bos_token_id", configs)
 
-    def __call__(self, input_ids: Tensor, *, split: bool = False) -> list[Row]:
+    def __call__(self, processor: object, input_ids: Tensor, *, split: bool = False) -> list[Row]:
         """The rows of `input_ids` `[batch, length]`; with `split` the end of the prompts must be known.
 
-        Without `split` everything may be in `Row.prompt`.
+        Without `split` everything may be in `Row.prompt`. `processor` is what `generate(logits_processor=[...])` got;
+        it is not kept: a cycle with it would hold its models' keys and values until a collection of garbage.
 
         Raises:
             InputError: there are no ids, the mask does not fit them, a prompt is empty, or its end is not known.
@@ -69,7 +68,7 @@ class PromptRows:
                 "and no inputs_embeds to generate"
             )
         shown: list[list[int]] = input_ids.tolist()
-        prompts = self._find(len(shown))
+        prompts = self._find(processor, len(shown))
         if prompts is None:
             if split:
                 raise InputError(
@@ -82,8 +81,8 @@ class PromptRows:
                 raise InputError(f"prompt {index} is empty: give each row at least one token")
         return rows
 
-    def _find(self, rows: int) -> _Prompts | None:
-        found = _prompts_of_generate(self._processor)
+    def _find(self, processor: object, rows: int) -> _Prompts | None:
+        found = _prompts_of_generate(processor)
         if self._mask is None:
             return found
         if rows % len(self._mask):

@@ -78,8 +78,8 @@ class Steer(LogitsProcessor):
         ]
         if self._widths:
             common_width(self._widths)
-        self._rows = PromptRows(self, base, attention_mask)
-        self._generating = GeneratingModel(self, "base", base)
+        self._rows = PromptRows(base, attention_mask)
+        self._generating = GeneratingModel("base", base)
 
     @property
     def forward_tokens(self) -> dict[str, int]:
@@ -99,9 +99,9 @@ class Steer(LogitsProcessor):
         for name, model in (("base", self._base), ("expert", self._expert)):
             if model is not None:
                 check_device(name, model.model, scores.device, "the scores are")
-        self._generating.check()
+        self._generating.check(self)
         width = common_width([*self._widths, ("the model that generates", scores.shape[-1])])
-        rows = self._rows(input_ids, split=self._expert is not None)
+        rows = self._rows(self, input_ids, split=self._expert is not None)
         base = negative = None
         if self._base is not None:
             base = self._base.logits([[*row.prompt, *row.new] for row in rows])[:, :width].log_softmax(-1)

@@ -48,22 +48,21 @@ class GeneratingModel:
     """Compares the model that runs a processor with the processor's own, when it first sees it.
 
     Args:
-        processor: the object in `generate(logits_processor=[...])`.
         name: of `model`, for the message.
         model: the processor's.
     """
 
-    def __init__(self, processor: object, name: str, model: PreTrainedModel) -> None:
-        self._processor, self._name, self._model = processor, name, model
+    def __init__(self, name: str, model: PreTrainedModel) -> None:
+        self._name, self._model = name, model
         self._seen: weakref.ref[PreTrainedModel] | None = None
 
-    def check(self) -> None:
-        """Within `generate`; nothing is known of the model elsewhere.
+    def check(self, processor: object) -> None:
+        """Within a `generate` that was given this processor; nothing is known of the model elsewhere.
 
         Raises:
             InputError: as `check_same_vocabulary`.
         """
-        known = generate_given(self._processor)
+        known = generate_given(processor)
         generating = None if known is None else known["self"]
         if generating is None or (self._seen is not None and self._seen() is generating):
             return
