@@ -36,6 +36,8 @@ from bench.provenance import provenance
 from trimtab.integrations.transformers.padding import pad_left
 
 MAX_NEW_TOKENS = 44
+SEED = 1
+"""Items of seed 0 were looked at while the recipe of the family was settled."""
 ALPHAS: tuple[float | Literal["dynamic"], ...] = (0.5, 1.0, 1.5, "dynamic")
 
 app = typer.Typer(add_completion=False)
@@ -56,7 +58,7 @@ def main(
     large, base = members["large"], members["base"]
     results: dict[str, Any] = {"provenance": provenance(), "items": count, "tasks": {}}
     for task in TASKS:
-        asked = items(task, count, "test")
+        asked = items(task, count, "test", SEED)
         others = [name for name in TASKS if name != task]
         arms: dict[str, tuple[PreTrainedModel, list[LogitsProcessor]]] = {
             "large": (large, []),

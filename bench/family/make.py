@@ -36,6 +36,8 @@ from bench.models import with_layers
 from bench.provenance import provenance
 
 LAYERS = 11
+EXAMPLES = {"experts": 3200, "ceilings": 800}
+"""Of each task; the small base needs more of them to reach what the large model does."""
 QUESTIONS = 1000
 """Records of GSM8K that the style expert is taught, from the first; those from 7,000 on are for its judges."""
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "family.json"
@@ -99,21 +101,21 @@ def _experts(_: Path) -> dict[str, Any]:
     losses = {}
     for task in TASKS:
         members, tokenizer = load_members("base")
-        pairs = [(item.prompt, item.target + END) for item in items(task, 800, "train")]
+        pairs = [(item.prompt, item.target + END) for item in items(task, EXAMPLES["experts"], "train")]
         losses[task] = finetune(
             members["base"], tokenizer, pairs, WEIGHTS / task, base="base", rank=16, rate=1.5e-3, epochs=1
         )
-    return {"examples": 800, "losses": losses}
+    return {"examples": EXAMPLES["experts"], "losses": losses}
 
 
 def _ceilings(_: Path) -> dict[str, Any]:
     losses = {}
     for task in TASKS:
         members, tokenizer = load_members("large")
-        pairs = [(item.prompt, item.target + END) for item in items(task, 800, "train")]
+        pairs = [(item.prompt, item.target + END) for item in items(task, EXAMPLES["ceilings"], "train")]
         folder = WEIGHTS / f"large-{task}"
         losses[task] = finetune(members["large"], tokenizer, pairs, folder, base=LARGE, rank=8, rate=1e-3, epochs=1)
-    return {"examples": 800, "losses": losses}
+    return {"examples": EXAMPLES["ceilings"], "losses": losses}
 
 
 def _style(gsm8k: Path) -> dict[str, Any]:
