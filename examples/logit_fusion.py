@@ -1,31 +1,28 @@
-"""Dynamic logit fusion: what an expert adds to a small base is added to a large model, as strongly as suits each token.
+"""Dynamic logit fusion: a large model does a task that only a small copy of it was taught.
 
-    python examples/logit_fusion.py
+    PYTHONPATH=. python examples/logit_fusion.py
 
-There is no fine-tuned family of models in the box, so the experts stand in for one: the base is the first 24 of a
-model's 30 layers, the expert the first 29. With your own, pass the small base and its fine-tuned copies.
+The family of models is that of bench/family: the expert is the small base, fine-tuned to write records. With your own
+models pass the small base and its fine-tuned copies, and call `generate` of the large one.
 """
 
-import copy
-
 import trimtab
+from bench.family.members import load_members
 
-large, tokenizer = trimtab.load("smollm2-135m")
+members, tokenizer = load_members("large", "base", "record")
+large = members["large"]
+inputs = tokenizer("Text: Vera, a 34-year-old baker, lives in Oslo.\nRecord:", return_tensors="pt")
+options = {"do_sample": False, "max_new_tokens": 40, "stop_strings": ["\n"], "tokenizer": tokenizer}
+width = inputs["input_ids"].shape[1]
 
+alone = large.generate(**inputs, **options)
+print("large alone:", tokenizer.decode(alone[0, width:]).strip())
 
-def cut(layers):
-    model = copy.deepcopy(large)
-    model.model.layers = model.model.layers[:layers]
-    model.config.num_hidden_layers = layers
-    return model
+fusion = trimtab.LogitFusion(members["base"], [members["record"]])
+fused = large.generate(**inputs, logits_processor=[fusion], **options)
+print("fused:", tokenizer.decode(fused[0, width:]).strip(), "\n")
 
-
-inputs = tokenizer("The three primary colours are", return_tensors="pt")
-fusion = trimtab.LogitFusion(base=cut(24), experts=[cut(29)])
-output = large.generate(**inputs, logits_processor=[fusion], do_sample=False, max_new_tokens=24)
-
-print(tokenizer.decode(output[0], skip_special_tokens=True), "\n")
-trace = fusion.trace(output, inputs["attention_mask"])
-for place in range(inputs["input_ids"].shape[1], output.shape[1]):
+trace = fusion.trace(fused, inputs["attention_mask"])
+for place in range(width, fused.shape[1]):
     alpha, moved = trace.alpha[0, place, 0], trace.divergence[0, place, 0]
-    print(f"alpha {alpha:.2f}  KL from the large model {moved:6.3f} nats  {tokenizer.decode(output[0, place])!r}")
+    print(f"alpha {alpha:.2f}  KL from the large model {moved:6.3f} nats  {tokenizer.decode(fused[0, place])!r}")

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {
     "entropy_adaptive": "of the tokens in full precision",
-    "logit_fusion": "alpha",
+    "logit_fusion": 'fused: {"name": "Vera"',
     "quantized_verification": "tokens a low-bit pass",
     "steer": "eta = 1.0",
     "temperature": "temperature",
