@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.kernels.linear_w4a16 import GROUP, dequantize_weight, linear_w4a16, pack, quantize_weight
+from trimtab.errors import InputError
+from trimtab.kernels.linear_w4a16 import (
+    GROUP,
+    dequantize_weight,
+    linear_w4a16,
+    pack,
+    pack_blocks,
+    quantize_weight,
+    quantize_weight_symmetric,
+    unpack_blocks,
+)
+from trimtab.kernels.linear_w4a16 import GROUPS as FORMAT_GROUPS
 
 U = 2.0**-8  # bfloat16 has 8 significant bits: relative rounding error
 SEEDS = st.integers(0, 2**32)
@@ -155,3 +166,67 @@ def test_constant_group(value: float) -> None:
     weight = torch.full((16, 2 * GROUP), value)
     weight[:, GROUP:] = torch.randn(16, GROUP, generator=torch.Generator().manual_seed(0))
     assert_within_bound(torch.eye(2 * GROUP), weight)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 5), out=OUTS, groups=GROUPS, group=st.sampled_from(FORMAT_GROUPS), seed=SEEDS,
+    symmetric=st.booleans(),
+)  # fmt: skip
+def test_blocks_hold_the_levels(rows: int, out: int, groups: int, group: int, seed: int, symmetric: bool) -> None:
+    """Packed and unpacked they are the same, and multiply as the weights that they stand for, on any device."""
+    weight = random_weight(out, groups * 128, seed)[:, : groups * group].contiguous()
+    levels, scale, zero = (
+        (*quantize_weight_symmetric(weight, group), None) if symmetric else quantize_weight(weight, group)
+    )
+    packed = pack_blocks(levels)
+    assert torch.equal(unpack_blocks(packed, groups * group), levels)
+    x = torch.randn(rows, groups * group, generator=torch.Generator().manual_seed(seed))
+    scales = torch.stack([scale.t()] if zero is None else [scale.t(), zero.t()], dim=-1)
+    y = linear_w4a16(x, packed, scales, out)
+    dense = dequantize_weight(levels, scale, zero)
+    reference = x.double() @ dense.double().T
+    assert (
+        (y - reference).abs() <= (groups * group + 8) * 2.0**-24 * (x.double().abs() @ dense.double().abs().T)
+    ).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(out=st.integers(1, 20), groups=GROUPS, group=st.sampled_from(FORMAT_GROUPS), seed=SEEDS)
+def test_symmetric_weight_error_is_half_a_step(out: int, groups: int, group: int, seed: int) -> None:
+    """|w - s (q - 8)| <= s / 2, the largest weight of a group at level 1 or 15."""
+    weight = random_weight(out, groups * 128, seed)[:, : groups * group].contiguous()
+    levels, scale = quantize_weight_symmetric(weight, group)
+    error = (weight.double() - dequantize_weight(levels, scale).double()).abs()
+    assert (error <= (scale.double() * (0.5 + 2.0**-19)).repeat_interleave(group, 1)).all()
+    used = scale > 0
+    assert ((levels - 8).abs().view(out, groups, group).amax(2)[used] == 7).all()
+
+
+LEVELS = quantize_weight(torch.ones(4, 64))
+BLOCKS, SCALES_ZEROS = pack_blocks(LEVELS[0]), pack(*LEVELS)[1][:, :4]
+
+
+@pytest.mark.parametrize(
+    ("x", "packed", "scales_zeros", "bias", "message"),
+    [
+        (torch.ones(2, 64).double(), BLOCKS, SCALES_ZEROS, None, "x is torch.float64"),
+        (torch.ones(64), BLOCKS, SCALES_ZEROS, None, r"x has shape \(64,\)"),
+        (torch.ones(2, 60), BLOCKS, SCALES_ZEROS, None, "x has 60 channels in 2 groups"),
+        (torch.ones(2, 256), BLOCKS, SCALES_ZEROS, None, r"packed has shape \(4, 1, 32\), \[4, 2, 32\]"),
+        (torch.ones(2, 64), BLOCKS, SCALES_ZEROS[..., 0], None, "scales_zeros is torch.bfloat16"),
+        (torch.ones(2, 64), BLOCKS, SCALES_ZEROS[:, :3], None, "scales_zeros has 3 output channels"),
+        (torch.ones(2, 64), BLOCKS.int(), SCALES_ZEROS, None, "packed lies on cpu in another device's layout"),
+        (torch.ones(2, 64), BLOCKS, SCALES_ZEROS, torch.ones(3), "bias has shape"),
+    ],
+)
+def test_bad_input(x: Tensor, packed: Tensor, scales_zeros: Tensor, bias: Tensor | None, message: str) -> None:
+    """An error that names the tensor and the rule."""
+    with pytest.raises(InputError, match=message):
+        linear_w4a16(x, packed, scales_zeros, 4, bias)
+
+
+def test_no_such_group() -> None:
+    """Named with those there are."""
+    with pytest.raises(InputError, match="group is 48, 4-bit groups have 32, 64, 128"):
+        quantize_weight(torch.ones(4, 96), 48)

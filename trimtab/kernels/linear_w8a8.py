@@ -10,7 +10,7 @@ on the fly, in one of two precisions:
   rows. At the few rows of a verification window the product is bound by reading the weights, so the second plane costs
   little, and it needs neither calibration nor special treatment of outlier channels.
 
-The integer part is exact: int32 accumulation.
+The integer part is exact: int32 accumulation. A token that holds inf or nan has no scale and gives nan throughout.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+from . import custom_op
+from .dispatch import MAX_ROWS, check_activations, check_int8_weight, runs_triton
 
 ActivationBits = Literal[8, 16]
 
@@ -79,7 +82,23 @@ def linear_w8a8(
 
     Returns:
         `[tokens, out]` in the dtype of `x`.
+
+    Raises:
+        InputError: a shape, dtype or device that does not fit.
     """
+    check_int8_weight(weight, scale, bias)
+    check_activations(x, weight.shape[1], weight)
+    if torch.compiler.is_compiling():
+        result: Tensor = _operator(x, weight, scale, bias, bits)
+        return result
+    return _run(x, weight, scale, bias, bits)
+
+
+def _run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: ActivationBits) -> Tensor:
+    if runs_triton(x) and len(x) <= MAX_ROWS:
+        from .gpu import linear_w8a8 as gpu
+
+        return gpu.linear_w8a8(x, weight, scale, bias, bits)
     if not len(x):
         return x.new_zeros(0, len(weight))
     planes, token_scale = quantize_activation(x, bits)
@@ -93,6 +112,15 @@ def linear_w8a8(
     if bias is not None:
         out = out.add_(bias)
     return out.to(x.dtype)
+
+
+def _fake(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: int) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+_operator = custom_op.define(
+    "linear_w8a8(Tensor x, Tensor weight, Tensor scale, Tensor? bias, int bits) -> Tensor", _run, _fake
+)
 
 
 def linear_w8a8_reference(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
