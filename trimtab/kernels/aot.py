@@ -24,9 +24,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from .gpu import linear_w4a16, linear_w8a8, linear_w8a16
+from .gpu import entropy, fusion_alpha, linear_w4a16, linear_w8a8, linear_w8a16
 from .gpu.convert import levels_dtype
-from .tuning import default
+from .tuning import Operation, default
 
 TARGETS = (80, 90)
 WIDTH = 16
@@ -114,6 +114,8 @@ def variants() -> Iterator[Variant]:
     yield _w4a16(16, "bf16", 32, zero=True, even=False)
     yield _w4a16(16, "fp16", 128, zero=False, split=1)
     for dtype in ("bf16", "fp32"):
+        yield from _reductions(dtype)
+    for dtype in ("bf16", "fp32"):
         for planes in (1, 2):
             yield Variant(
                 name=f"quantize_activation {dtype} planes={planes}",
@@ -129,7 +131,7 @@ def variants() -> Iterator[Variant]:
 
 def compiled(chosen: Iterable[Variant], targets: Iterable[int] = TARGETS) -> Iterator[Compiled]:
     """Compile each variant for each target."""
-    listed = list(targets)
+    listed = tuple(targets)
     for variant in chosen:
         for target in listed:
             yield compile_variant(variant, target)
@@ -220,74 +222,110 @@ def _pointers(variant: Variant) -> list[str]:
     return [name for name in variant.kernel.arg_names if name in variant.types]
 
 
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SPLIT = 4
 
 
 def _linear(
-    name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], rows: int, operation: Any, dtype: str,
-    streamed: str, even: bool, split: int, uneven: tuple[str, ...],
-) -> Variant:  # fmt: skip
+    operation: Operation,
+    label: str,
+    dtype: str,
+    rows: int,
+    kernel: Any,
+    types: dict[str, str],
+    constants: dict[str, Any],
+    even: bool,
+    split: int,
+) -> Variant:
+    """A matrix kernel with the tiles of `tuning.default`, and a bias."""
     config = default(operation, rows, 4096, 4096, _DTYPES[dtype], 132)
     options = config.options() | {"SPLIT_K": split}
     warps, stages = options.pop("num_warps"), options.pop("num_stages")
+    shared = {
+        "scale": "*fp32", "bias": f"*{dtype}", "y": f"*{dtype}", "partial": "*fp32", "arrivals": "*i32", "M": "i32",
+        "N": "i32", "K": "i32",
+    }  # fmt: skip
     return Variant(
-        name=f"{name} m={rows} split={split}{'' if even else ' edges'}",
+        name=f"{operation} {dtype} {label}{' ' if label else ''}m={rows} split={split}{'' if even else ' edges'}",
         kernel=kernel,
-        types=types,
+        types=shared | types,
         constants=constants | options | {"EVEN_K": even, "HAS_BIAS": True},
         warps=warps,
         stages=stages,
-        streamed=streamed,
-        uneven=uneven if even else (*uneven, "N"),
+        streamed="packed" if operation == "linear_w4a16" else "weight",
+        uneven=("M", "blocks", "stride_scale_out", "stride_zero_out", *(() if even else ("N",))),
     )
 
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
 def _w8a16(rows: int, dtype: str, *, even: bool = True, split: int = _SPLIT) -> Variant:
-    types = {
-        "x": f"*{dtype}", "weight": "*i8", "scale": "*fp32", "bias": f"*{dtype}", "y": f"*{dtype}", "partial": "*fp32",
-        "arrivals": "*i32", "M": "i32", "N": "i32", "K": "i32", "stride_x": "i32",
-    }  # fmt: skip
-    return _linear(
-        f"linear_w8a16 {dtype}", linear_w8a16.kernel, types, {"LEVELS": levels_dtype(_DTYPES[dtype])}, rows, "linear_w8a16", dtype, "weight", even,
-        split, ("M",),
-    )  # fmt: skip
+    types = {"x": f"*{dtype}", "weight": "*i8", "stride_x": "i32"}
+    constants = {"LEVELS": levels_dtype(_DTYPES[dtype])}
+    return _linear("linear_w8a16", "", dtype, rows, linear_w8a16.kernel, types, constants, even, split)
 
 
 def _w8a8(rows: int, dtype: str, planes: int, *, even: bool = True, split: int = _SPLIT) -> Variant:
-    types = {
-        "planes": "*i8", "step": "*fp32", "weight": "*i8", "scale": "*fp32", "bias": f"*{dtype}", "y": f"*{dtype}",
-        "partial": "*i32", "arrivals": "*i32", "M": "i32", "N": "i32", "K": "i32",
-    }  # fmt: skip
-    return _linear(
-        f"linear_w8a8 {dtype} planes={planes}", linear_w8a8.kernel, types, {"PLANES": planes}, rows, "linear_w8a8", dtype,
-        "weight", even, split, ("M",),
-    )  # fmt: skip
+    types = {"planes": "*i8", "step": "*fp32", "weight": "*i8", "partial": "*i32"}
+    label, constants = f"planes={planes}", {"PLANES": planes}
+    return _linear("linear_w8a8", label, dtype, rows, linear_w8a8.kernel, types, constants, even, split)
 
 
 def _w4a16(rows: int, dtype: str, group: int, *, zero: bool, even: bool = True, split: int = _SPLIT) -> Variant:
-    types = {
-        "x": f"*{dtype}", "packed": "*i16", "scale": "*bf16", "zero": "*bf16", "bias": f"*{dtype}", "y": f"*{dtype}",
-        "partial": "*fp32", "arrivals": "*i32", "M": "i32", "N": "i32", "K": "i32", "blocks": "i32", "stride_x": "i32",
-        "stride_scale_group": "i32", "stride_scale_out": "i32", "stride_zero_group": "i32", "stride_zero_out": "i32",
-    }  # fmt: skip
-    return _linear(
-        f"linear_w4a16 {dtype} group={group}{' zero' if zero else ''}", linear_w4a16.kernel, types,
-        {"LEVELS": levels_dtype(_DTYPES[dtype]), "GROUP": group, "HAS_ZERO": zero}, rows, "linear_w4a16", dtype, "packed", even, split,
-        ("M", "blocks", "stride_scale_out", "stride_zero_out"),
+    strides = ("blocks", "stride_x", "stride_scale_group", "stride_scale_out", "stride_zero_group", "stride_zero_out")
+    types = {"x": f"*{dtype}", "packed": "*i16", "scale": "*bf16", "zero": "*bf16", **dict.fromkeys(strides, "i32")}
+    label = f"group={group}{' zero' if zero else ''}"
+    constants = {"LEVELS": levels_dtype(_DTYPES[dtype]), "GROUP": group, "HAS_ZERO": zero}
+    return _linear("linear_w4a16", label, dtype, rows, linear_w4a16.kernel, types, constants, even, split)
+
+
+def _reductions(dtype: str) -> Iterator[Variant]:
+    """The kernels over the vocabulary."""
+    yield Variant(
+        name=f"entropy {dtype}",
+        kernel=entropy.parts_kernel,
+        types={
+            "logits": f"*{dtype}", "sums": "*fp32", "best": "*i32", "rows": "i32", "vocab": "i32", "stride": "i32",
+            "share": "i32",
+        },
+        constants={"BLOCK": entropy.BLOCK, "PARTS": 64},
+        warps=8,
+        stages=3,
+        streamed="logits",
+        uneven=("rows",),
     )  # fmt: skip
+    logits = dict.fromkeys(("large", "base", "experts"), f"*{dtype}")
+    strides = dict.fromkeys(("V", "stride_large", "stride_base", "stride_expert", "stride_row"), "i32")
+    constants = {"EXPERTS": 1, "BLOCK": fusion_alpha.BLOCK}
+    yield Variant(
+        name=f"fusion_alpha targets {dtype}",
+        kernel=fusion_alpha.targets_kernel,
+        types=logits | strides | dict.fromkeys(("norms", "center", "target"), "*fp32"),
+        constants=constants,
+        warps=8,
+        stages=3,
+        streamed="large",
+    )
+    pointers = dict.fromkeys(("norms", "center", "goal", "alpha_out", "distance_out"), "*fp32")
+    numbers = {"alpha_max": "fp32", "precision": "fp32", "newton_steps": "i32", "converged_out": "*i8"}
+    yield Variant(
+        name=f"fusion_alpha search {dtype}",
+        kernel=fusion_alpha.search_kernel,
+        types=logits | strides | pointers | numbers,
+        constants=constants | {"CELLS": fusion_alpha.CELLS},
+        warps=16,
+        stages=3,
+        streamed=None,
+        uneven=("newton_steps",),
+    )
 
 
 def table(rows: Iterable[Compiled]) -> Iterator[str]:
     """A line for each result, after the heading."""
-    yield f"{'kernel':<46} {'target':>7} {'registers':>9} {'spilled':>8} {'shared':>8} {'load':>5}"
+    yield f"{'kernel':<52} {'target':>7} {'registers':>9} {'spilled':>8} {'shared':>8} {'load':>5}"
     for row in rows:
         width = str(row.width) if row.wants_width else "-"
         faults = f"  {'; '.join(row.faults)}" if row.faults else ""
         yield (
-            f"{row.name:<46} {'sm_' + str(row.target):>7} {row.registers:>9} {row.spilled:>8} {row.shared:>8} "
+            f"{row.name:<52} {'sm_' + str(row.target):>7} {row.registers:>9} {row.spilled:>8} {row.shared:>8} "
             f"{width:>5}{faults}"
         )
 
