@@ -300,7 +300,7 @@ def _reductions(dtype: str) -> Iterator[Variant]:
         kernel=fusion_alpha.targets_kernel,
         types=logits | strides | dict.fromkeys(("norms", "center", "target"), "*fp32"),
         constants=constants,
-        warps=8,
+        warps=4,
         stages=3,
         streamed="large",
     )

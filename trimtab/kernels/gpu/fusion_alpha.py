@@ -227,7 +227,7 @@ def fusion_alpha(
     strides = large.stride(0), base.stride(0), experts.stride(0), experts.stride(1)
     block = min(BLOCK, triton.next_power_of_2(vocab))
     targets_kernel[rows, count](
-        large, base, experts, norms, center, target, vocab, *strides, EXPERTS=count, BLOCK=block, num_warps=8
+        large, base, experts, norms, center, target, vocab, *strides, EXPERTS=count, BLOCK=block, num_warps=4
     )
     # every expert is matched against the mean of all, which the launch before this one had to finish
     search_kernel[rows, count](
