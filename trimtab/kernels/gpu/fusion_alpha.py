@@ -15,8 +15,7 @@ from torch import Tensor
 from .tiles import check_device
 
 BLOCK = 1024
-CELLS = 8
-_POINTS = tl.constexpr(16)  # of which CELLS + 1 are used
+_POINTS = tl.constexpr(16)  # of a grid, a power of 2
 
 
 @triton.jit
@@ -83,12 +82,10 @@ def targets_kernel(
 
 
 @triton.jit
-def grid(
-    p_row, q_row, e_row, V, constant_p, constant_push, low_alpha, high_alpha, CELLS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """The two divergences at `CELLS + 1` alphas from low to high, as two vectors of `_POINTS`; one read of the row."""
+def grid(p_row, q_row, e_row, V, constant_p, constant_push, low_alpha, high_alpha, BLOCK: tl.constexpr):
+    """The two divergences at `_POINTS` alphas from low to high; one read of the row."""
     point = tl.arange(0, _POINTS)
-    alpha = low_alpha + (high_alpha - low_alpha) * point.to(tl.float32) / CELLS
+    alpha = low_alpha + (high_alpha - low_alpha) * point.to(tl.float32) / (_POINTS - 1)
     lane = tl.arange(0, BLOCK)
     low = float("-inf")
     m = tl.full((_POINTS,), low, tl.float32)
@@ -150,7 +147,7 @@ def moments(p_row, q_row, e_row, V, constant_p, constant_push, alpha, BLOCK: tl.
 def search_kernel(
     large, base, experts, norms, center, goal, alpha_out, distance_out, converged_out, V,
     stride_large, stride_base, stride_expert, stride_row, alpha_max, precision, newton_steps,
-    EXPERTS: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
+    EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """For a row and an expert: the alpha in [0, alpha_max] whose two divergences come nearest to `goal`.
 
@@ -169,20 +166,18 @@ def search_kernel(
     constant_p = tl.load(norms + place * 3)
     constant_push = tl.load(norms + place * 3 + 2) - tl.load(norms + place * 3 + 1) + tl.load(center + place)
     goal_0, goal_1 = tl.load(goal + row * 2), tl.load(goal + row * 2 + 1)
-    used = tl.arange(0, _POINTS) <= CELLS
 
-    alpha, forward, backward = grid(p_row, q_row, e_row, V, constant_p, constant_push, 0.0, alpha_max, CELLS, BLOCK)
-    below = used & (forward <= goal_0) & (backward <= goal_1)
-    above = used & (forward >= goal_0) & (backward >= goal_1)
+    alpha, forward, backward = grid(p_row, q_row, e_row, V, constant_p, constant_push, 0.0, alpha_max, BLOCK)
+    below = (forward <= goal_0) & (backward <= goal_1)
+    above = (forward >= goal_0) & (backward >= goal_1)
     low = tl.max(tl.where(below, alpha, 0.0), 0)
     high = tl.min(tl.where(above, alpha, alpha_max), 0)
 
-    alpha, forward, backward = grid(p_row, q_row, e_row, V, constant_p, constant_push, low, high, CELLS, BLOCK)
+    alpha, forward, backward = grid(p_row, q_row, e_row, V, constant_p, constant_push, low, high, BLOCK)
     apart = (forward - goal_0) * (forward - goal_0) + (backward - goal_1) * (backward - goal_1)
-    apart = tl.where(used, apart, float("inf"))
     value = tl.min(apart, 0)
-    cell = tl.min(tl.where(apart == value, tl.arange(0, _POINTS), CELLS), 0)
-    width = (high - low) / CELLS
+    cell = tl.min(tl.where(apart == value, tl.arange(0, _POINTS), _POINTS - 1), 0)
+    width = (high - low) / (_POINTS - 1)
     x = low + width * cell.to(tl.float32)
     best = x
     high = tl.minimum(x + width, high)
@@ -232,6 +227,6 @@ def fusion_alpha(
     # every expert is matched against the mean of all, which the launch before this one had to finish
     search_kernel[rows, count](
         large, base, experts, norms, center, target.mean(1), alpha, distance, converged, vocab, *strides,
-        alpha_max, precision * alpha_max, newton_steps, EXPERTS=count, CELLS=CELLS, BLOCK=block, num_warps=16,
+        alpha_max, precision * alpha_max, newton_steps, EXPERTS=count, BLOCK=block, num_warps=16,
     )  # fmt: skip
     return alpha, distance, converged.bool(), target
