@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from torch import Tensor
 
-from trimtab.decoding import fusion
 from trimtab.decoding.fusion import Active, fuse
+from trimtab.kernels import fusion_alpha
 
 Array = npt.NDArray[np.float64]
 
@@ -131,5 +131,5 @@ def test_forbidden_tokens_are_as_if_not_in_the_vocabulary() -> None:
 
 
 def test_a_search_that_is_cut_short_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fusion, "NEWTON_STEPS", 1)
+    monkeypatch.setattr(fusion_alpha, "NEWTON_STEPS", 1)
     assert not fuse(*case(5, 1.0, 1)).converged.all()

@@ -8,7 +8,6 @@ hysteresis open; both are settings here, and so is an exponential average instea
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,19 +15,20 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..kernels import entropy
 
 
 def entropy_bits(logits: Tensor, vocab_size: int | None = None) -> Tensor:
     """Shannon entropy of `softmax(logits)` in bits.
 
     Args:
-        logits: `[rows, vocab]`, any floating dtype, `-inf` for impossible tokens; computed in float32.
+        logits: `[rows, vocab]`, float32, bfloat16 or float16, `-inf` for impossible tokens; computed in float32.
         vocab_size: ids that stand for tokens, the first of each row; padding of the output head comes after them.
 
     Returns:
         `[rows]` float32.
     """
-    return torch.special.entr(logits[:, :vocab_size].float().softmax(-1)).sum(-1) / math.log(2)
+    return entropy.entropy_bits(logits[:, :vocab_size])
 
 
 @dataclass(frozen=True, slots=True)

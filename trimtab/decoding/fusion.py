@@ -7,15 +7,8 @@ experts and `D_t = log Q_t - log Q`:
     a*  = argmin sum_t [KL(P_a||P) - KL(Q_t||Q)]^2 + [KL(P||P_a) - KL(Q||Q_t)]^2
 
 Up to a constant the sum is `T` times the squared distance of `(KL(P_a||P), KL(P||P_a))` to the mean of the experts'
-two values. Along a direction d, with `L(a) = log sum P exp(a d)` and moments of d under `P_a`:
-
-    KL(P_a||P) = a L'(a) - L(a)     rising by a L''(a)
-    KL(P||P_a) = L(a) - a L'(0)     rising by L'(a) - L'(0)
-
-Derivatives come with the values (kernels/tilted_moments.py), so cubics through a coarse grid of alphas show where the
-objective is least, and a safeguarded Newton iteration ends there. The experts' own divergences are the same two
-formulas: `Q_t` is `Q` tilted by `D_t` with a = 1. The paper walks a grid of step 0.1, and with several experts lets one
-be active at a time.
+two values. kernels/fusion_alpha.py searches along one expert. The paper walks a grid of step 0.1, and with several
+experts lets one be active at a time.
 """
 
 from __future__ import annotations
@@ -23,24 +16,14 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.tilted_moments import tilted_moments
+from ..kernels.fusion_alpha import NOTHING, PRECISION, along, divergences, fusion_alpha, targets, tilt
 from .contrast import contrast
 
 Active = Literal["one", "all"]
 
-GRID = 6
-"""Cells of the grid of alphas that are evaluated."""
-SUBGRID = 16
-"""Parts of each of them in which the cubics are read."""
-NEWTON_STEPS = 40
 JOINT_STEPS = 100
-PRECISION = 1e-5
-"""Length of the last bracket or step, as a share of the largest alpha."""
-NOTHING = 1e-10
-"""Squared distances that are rounding."""
 
 
 class Fusion(NamedTuple):
@@ -85,116 +68,25 @@ def fuse(
         active: `one`: the paper's rule, a single expert has an alpha above 0, found by one search for each;
             `all`: the minimum over all alphas together, never above that of `one`.
     """
-    push = experts.transpose(0, 1) - base[:, None]  # [rows, experts, vocab]
-    if large.amin() == -torch.inf:
-        excluded = large == -torch.inf
-        push.masked_fill_(excluded[:, None], 0.0)
-        base = base.masked_fill(excluded, -torch.inf)
-    # A constant of the push changes nothing; with L'(0) = 0 it also costs no digits.
-    zero = tilted_moments(large, push, push.new_zeros(*push.shape[:2], 1))[:, :, 0]
-    log_p = large - zero[:, :1, 0]
-    push -= zero[:, :, 1:2]
-    target = _targets(base, push)
-
+    parts = tilt(large, base, experts)
+    log_p, push = parts.log_p, parts.push
     if alpha is not None:
+        target = targets(parts)
         chosen = push.new_full(push.shape[:2], alpha)
         converged = torch.ones(len(push), dtype=torch.bool, device=push.device)
     else:
-        alone, distance, converged = _each_alone(log_p, push, target.mean(1), alpha_max)
+        found = fusion_alpha(large, base, experts, alpha_max=alpha_max, parts=parts)
+        target, alone = found.target, torch.diag_embed(found.alpha)  # [rows, search, expert]
         if active == "all" and push.shape[1] > 1:
             chosen, converged = _all_active(log_p, push, target.mean(1), alpha_max, alone)
         else:
-            chosen = alone[torch.arange(len(alone), device=alone.device), distance.argmin(-1)]
+            chosen = alone[torch.arange(len(alone), device=alone.device), found.distance.argmin(-1)]
+            converged = found.converged.all(-1)
     direction = chosen[:, None] @ push  # [rows, 1, vocab]
-    divergence = _divergences(log_p, direction, chosen.new_ones(len(chosen), 1, 1)).value[:, 0, 0]
+    divergence = divergences(log_p, direction, chosen.new_ones(len(chosen), 1, 1)).value[:, 0, 0]
     log_probs = contrast([(1.0, log_p), (1.0, direction[:, 0])])
     objective = (divergence[:, None] - target).square().sum((1, 2))
     return Fusion(log_probs, chosen, divergence, target, objective, converged)
-
-
-# -- along one direction -----------------------------------------------------------------------------------------------
-
-
-class _Divergences(NamedTuple):
-    """`(KL(P_a||P), KL(P||P_a))` and their first and second derivatives in a, each `[rows, directions, points, 2]`."""
-
-    value: Tensor
-    rise: Tensor
-    bend: Tensor
-
-
-def _divergences(log_p: Tensor, push: Tensor, alpha: Tensor) -> _Divergences:
-    log_z, mean, variance, third = tilted_moments(log_p, push, alpha).unbind(-1)  # L'(0) is 0
-    return _Divergences(
-        torch.stack([alpha * mean - log_z, log_z], -1),
-        torch.stack([alpha * variance, mean], -1),
-        torch.stack([variance + alpha * third, variance], -1),
-    )
-
-
-def _targets(base: Tensor, push: Tensor) -> Tensor:
-    """KL(Q_t||Q) and KL(Q||Q_t), `[rows, experts, 2]`; `base` may be off by a constant."""
-    at = tilted_moments(base, push, push.new_tensor([0.0, 1.0]).expand(*push.shape[:2], 2))
-    log_z, mean = at[..., 1, 0] - at[..., 0, 0], at[..., 1]
-    return torch.stack([mean[..., 1] - log_z, log_z - mean[..., 0]], -1).clamp_(min=0.0)  # rounding
-
-
-def _each_alone(log_p: Tensor, push: Tensor, target: Tensor, alpha_max: float) -> tuple[Tensor, Tensor, Tensor]:
-    """One search for each expert: alphas `[rows, search, expert]`, distances `[rows, search]`, converged `[rows]`."""
-    alpha, value, converged = _along(log_p, push, target, alpha_max)
-    return torch.diag_embed(alpha), value, converged.all(-1)
-
-
-def _along(log_p: Tensor, push: Tensor, target: Tensor, alpha_max: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Alpha of the least squared distance to `target`, that distance, and whether the search converged.
-
-    Args:
-        log_p: `[rows, vocab]`.
-        push: `[rows, directions, vocab]`.
-        target: `[rows, 2]`.
-        alpha_max: end of the search.
-
-    Returns:
-        `[rows, directions]` each.
-    """
-    grid = torch.linspace(0.0, alpha_max, GRID + 1, device=push.device)
-    at = _divergences(log_p, push, grid[1:].expand(*push.shape[:2], GRID))
-    at = _Divergences(*(F.pad(part, (0, 0, 1, 0)) for part in at))  # at 0 both are 0 and rise by 0
-    value, cell = (at.value - target[:, None, None]).square().sum(-1).min(-1)
-    best, width = grid[cell], alpha_max / GRID
-    x = width * _least_of_cubics(at, target, width)
-    low, high = (x - width).clamp_(min=0.0), (x + width).clamp_(max=alpha_max)
-    done = value <= NOTHING
-    for _ in range(NEWTON_STEPS):
-        at = _Divergences(*(part[:, :, 0] for part in _divergences(log_p, push, x[..., None])))
-        rest = at.value - target[:, None]
-        distance = rest.square().sum(-1)
-        best, value = torch.where(distance < value, x, best), torch.minimum(distance, value)
-        slope = (rest * at.rise).sum(-1)
-        bend = (at.rise.square() + rest * at.bend).sum(-1)
-        low, high = torch.where(slope < 0, x, low), torch.where(slope > 0, x, high)
-        newton = x - slope / bend
-        inside = (bend > 0) & (newton > low) & (newton < high)
-        following = torch.where(inside, newton, (low + high) / 2)
-        # below rounding, distances and slopes cannot be told apart, however flat the valley
-        still = (bend > 0) & (slope.abs() <= bend * PRECISION * alpha_max) | (high - low <= PRECISION * alpha_max)
-        done = done | still | (value <= NOTHING)
-        x = torch.where(done, x, following)
-        if bool(done.all()):
-            break
-    return best, value, done
-
-
-def _least_of_cubics(at: _Divergences, target: Tensor, width: float) -> Tensor:
-    """Where both divergences, as cubics through the grid's values and slopes, come nearest to `target`, in cells."""
-    s = torch.linspace(0.0, 1.0, SUBGRID + 1, device=target.device)
-    basis = torch.stack(
-        [(1 + 2 * s) * (1 - s) ** 2, s**2 * (3 - 2 * s), width * s * (1 - s) ** 2, width * s**2 * (s - 1)]
-    )
-    ends = torch.stack([at.value[:, :, :-1], at.value[:, :, 1:], at.rise[:, :, :-1], at.rise[:, :, 1:]], -1)
-    read = ends @ basis  # [rows, directions, GRID, 2, SUBGRID + 1]
-    nearest = (read - target[:, None, None, :, None]).square().sum(3).flatten(2).argmin(-1)
-    return nearest // (SUBGRID + 1) + s[nearest % (SUBGRID + 1)]
 
 
 # -- all experts together ----------------------------------------------------------------------------------------------
@@ -205,7 +97,7 @@ def _all_active(log_p: Tensor, push: Tensor, target: Tensor, alpha_max: float, a
 
     The valley of two divergences can have several minima; the best of the descents is taken.
     """
-    equal = _along(log_p, push.sum(1, keepdim=True), target, alpha_max)[0]
+    equal = along(log_p, push.sum(1, keepdim=True), target, alpha_max)[0]
     starts = [*alone.unbind(1), equal.expand(-1, alone.shape[2])]
     alphas, values, converged = (
         torch.stack(part) for part in zip(*(_descend(log_p, push, target, alpha_max, s) for s in starts), strict=True)

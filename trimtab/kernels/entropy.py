@@ -40,28 +40,42 @@ def entropy(logits: Tensor) -> Entropy:
     """Entropy, best token and margin of each row.
 
     Args:
-        logits: `[rows, vocab]`, float32, bfloat16 or float16; read once. A row with nan, inf or nothing but -inf has
-            no distribution: its entropy is nan.
+        logits: `[rows, vocab]`, float32, bfloat16 or float16; on a GPU read once. A row with nan, inf or nothing but
+            -inf has no distribution: its entropy is nan.
 
     Raises:
         InputError: another shape or dtype, or no vocabulary.
     """
-    if logits.dim() != 2 or not logits.shape[1]:
-        raise InputError(f"logits has shape {tuple(logits.shape)}, [rows, vocab] is needed: flatten leading dimensions")
-    if logits.dtype not in FLOATS:
-        raise InputError(f"logits is {logits.dtype}, float32, bfloat16 and float16 are read: convert it")
+    _check(logits)
     bits, values, token = (_operator if torch.compiler.is_compiling() else _run)(logits)
     return Entropy(bits, token, values[:, 0], values[:, 1], values[:, 0] - values[:, 1])
 
 
+def entropy_bits(logits: Tensor) -> Tensor:
+    """The entropy alone, `[rows]` float32 in bits; argument and errors as of `entropy`."""
+    _check(logits)
+    if torch.compiler.is_compiling() or runs_triton(logits):
+        return entropy(logits).entropy
+    return _bits(logits.float())
+
+
 def entropy_reference(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Bits, the two largest logits and the best token, in the dtype of `logits`, by torch's own operators."""
-    log_p = logits.log_softmax(-1)
-    bits = -torch.where(log_p > -torch.inf, log_p * log_p.exp(), torch.where(log_p.isnan(), log_p, 0.0)).sum(-1)
     values = logits.topk(min(2, logits.shape[1]), dim=-1).values
     if values.shape[1] == 1:
         values = torch.cat([values, torch.full_like(values, -torch.inf)], dim=-1)
-    return (bits / math.log(2)).clamp(min=0.0), values, logits.argmax(-1)
+    return _bits(logits), values, logits.argmax(-1)
+
+
+def _bits(logits: Tensor) -> Tensor:
+    return (torch.special.entr(logits.softmax(-1)).sum(-1) / math.log(2)).clamp_(min=0.0)  # rounding
+
+
+def _check(logits: Tensor) -> None:
+    if logits.dim() != 2 or not logits.shape[1]:
+        raise InputError(f"logits has shape {tuple(logits.shape)}, [rows, vocab] is needed: flatten leading dimensions")
+    if logits.dtype not in FLOATS:
+        raise InputError(f"logits is {logits.dtype}, float32, bfloat16 and float16 are read: convert it")
 
 
 def _run(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
