@@ -16,11 +16,14 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 @pytest.mark.slow
 def test_kernels_compile(tmp_path: Path) -> None:
-    """In a process of its own, whatever this one's Triton is set to do; the table goes to the log."""
+    """In a process of its own, whatever this one's Triton is set to do; the table goes to the log.
+
+    The whole list, of every dtype and tile, is `python -m trimtab.kernels.aot`.
+    """
     results = tmp_path / "results.json"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "trimtab.kernels.aot", "--json", str(results)],
+        [sys.executable, "-W", "ignore", "-m", "trimtab.kernels.aot", "--representative", "--json", str(results)],
         env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
@@ -30,6 +33,9 @@ def test_kernels_compile(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(results.read_text())
     assert {row["target"] for row in rows} == {80, 90}
+    kernels = {row["name"].partition(" ")[0] for row in rows}
+    assert kernels >= {"linear_w8a8", "linear_w8a16", "linear_w4a16", "quantize_activation", "entropy", "fusion_alpha"}
+    assert all(row["width"] == 16 for row in rows if row["wants_width"])
     assert all(row["registers"] > 0 for row in rows)
 
 
