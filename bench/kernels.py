@@ -3,20 +3,21 @@
     PYTHONPATH=. python bench/kernels.py --json bench/results/kernels.json --plot bench/results/kernels.png
     PYTHONPATH=. python bench/kernels.py --device cpu --json bench/results/kernels_cpu.json
 
-Every point is a median, of calls that each meet a copy of the weights that no cache holds any more. The memory limit is
-that of a large copy (GPU) or a large sum (CPU) in the same process. Needs torch, and matplotlib for the plot; Triton on
-a GPU.
+Every point is a median of calls that take turns with those of the other arms, and that each meet a copy of the weights
+that no cache holds any more. The memory limit is that of a large copy (GPU) or a large sum (CPU) in the same process.
+Needs torch, and matplotlib for the plot; Triton on a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ SHAPES = {
     "SmolLM2-135M gate_up": (3072, 576),
     "SmolLM2-135M down": (576, 1536),
 }
-CPU_ROWS = (1, 8)
+CPU_ROWS = (1, 4, 8, 16)
 CPU_SHAPES = {"4096x4096": (4096, 4096), "14336x4096": (14336, 4096)}
 
 Call = Callable[[Tensor], Tensor]
@@ -151,18 +152,21 @@ def _arm(make: Callable[..., Call], tensors: tuple[Tensor, ...], dtype: torch.dt
     return Arm([make(*(tensor.clone() for tensor in tensors)) for _ in range(copies)], dtype, size)
 
 
-def times(call: Callable[[int], Tensor], device: torch.device, seconds: float, repeats: int) -> list[float]:
-    """Seconds of single calls on the CPU; on a GPU, of graphs of many calls, a call each."""
+def timer(call: Callable[[int], object], device: torch.device, repeats: int = 1) -> Callable[[], float]:
+    """What times `call(0)`, `call(1)`, ...: seconds of a single call on the CPU; on a GPU, where launches would count,
+    those of a graph of `repeats` calls, a call each."""
     if device.type == "cpu":
-        for index in range(3):
+        for index in range(2):
             call(index)
-        taken: list[float] = []
-        began = time.perf_counter()
-        while len(taken) < 5 or (time.perf_counter() - began < seconds and len(taken) < 200):
+        turns = itertools.count(2)
+
+        def once() -> float:
+            index = next(turns)
             start = time.perf_counter()
-            call(len(taken))
-            taken.append(time.perf_counter() - start)
-        return taken
+            call(index)
+            return time.perf_counter() - start
+
+        return once
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -173,16 +177,33 @@ def times(call: Callable[[int], Tensor], device: torch.device, seconds: float, r
     with torch.cuda.graph(graph):
         for index in range(repeats):
             call(index)
-    taken = []
-    began = time.perf_counter()
     graph.replay()
-    while len(taken) < 5 or (time.perf_counter() - began < seconds and len(taken) < 50):
+
+    def replay() -> float:
         events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         events[0].record()
         graph.replay()
         events[1].record()
         events[1].synchronize()
-        taken.append(events[0].elapsed_time(events[1]) / 1e3 / repeats)
+        return events[0].elapsed_time(events[1]) / 1e3 / repeats
+
+    return replay
+
+
+def take_turns(timers: Mapping[str, Callable[[], float]], seconds: float, most: int = 200) -> dict[str, list[float]]:
+    """Seconds of each arm, one call of each after the other, so that what slows the machine slows them all.
+
+    Args:
+        timers: by arm.
+        seconds: for each arm; five rounds whatever they take.
+        most: rounds.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in timers}
+    began, rounds = time.perf_counter(), 0
+    while rounds < 5 or (time.perf_counter() - began < seconds * len(timers) and rounds < most):
+        for name, timed in timers.items():
+            taken[name].append(timed())
+        rounds += 1
     return taken
 
 
@@ -191,9 +212,10 @@ def memory_limit(device: torch.device) -> float:
     if device.type == "cuda":
         source = torch.empty(2**30, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        return 2 * len(source) / statistics.median(times(lambda _: target.copy_(source), device, 0.5, 4))
+        copying = timer(lambda _: target.copy_(source), device, 4)
+        return 2 * len(source) / statistics.median(take_turns({"copy": copying}, 0.5)["copy"])
     values = torch.ones(2**26)
-    return values.numel() * 4 / min(times(lambda _: values.sum(), device, 2.0, 1))
+    return values.numel() * 4 / min(take_turns({"sum": timer(lambda _: values.sum(), device)}, 2.0)["sum"])
 
 
 def measure(
@@ -204,12 +226,8 @@ def measure(
     for shape, (out, size) in shapes.items():
         built = dict(arms(out, size, device, cache))
         for count in rows:
-            taken: dict[str, list[float]] = {}
-            for name, arm in built.items():
-                x = torch.randn(count, size, device=device).to(arm.dtype)
-                repeats = max(len(arm.calls), 20)
-                calls = arm.calls
-                taken[name] = times(lambda i, c=calls, v=x: c[i % len(c)](v), device, seconds, repeats)  # type: ignore[misc]
+            timers = {name: timer(_on(arm, count, size, device), device, _repeats(arm)) for name, arm in built.items()}
+            taken = take_turns(timers, seconds, 200 if device.type == "cpu" else 50)
             medians = {name: statistics.median(values) for name, values in taken.items()}
             for name, values in taken.items():
                 rate = built[name].bytes / medians[name]
@@ -229,6 +247,16 @@ def measure(
                     ratio=medians["torch bf16"] / medians[name],
                     ratio_float32=None if single is None else single / medians[name],
                 )
+
+
+def _on(arm: Arm, rows: int, size: int, device: torch.device) -> Callable[[int], Tensor]:
+    """The arm on one input, each time with another copy of its weights."""
+    x = torch.randn(rows, size, device=device).to(arm.dtype)
+    return lambda index: arm.calls[index % len(arm.calls)](x)
+
+
+def _repeats(arm: Arm) -> int:
+    return max(len(arm.calls), 20)
 
 
 def plot(points: list[Point], path: Path, title: str) -> None:
@@ -265,7 +293,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cuda", "cpu"])
     parser.add_argument("--shapes", nargs="+", help="names, or parts of them")
     parser.add_argument("--rows", nargs="+", type=int)
-    parser.add_argument("--seconds", type=float, help="for each point; default 0.05 on a GPU, 2 on a CPU")
+    parser.add_argument("--seconds", type=float, help="for each point; default 0.05 on a GPU, 1 on a CPU")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -278,15 +306,17 @@ def main() -> None:
     limit = memory_limit(device)
     print(f"memory limit {limit / 1e9:.1f} GB/s; load {load_average()}", flush=True)
     points: list[Point] = []
-    for point in measure(shapes, rows, device, limit, options.seconds or (0.05 if device.type == "cuda" else 2.0)):
+    print(f"{'shape':<26} {'M':>3} {'arm':<38} {'us':>10} {'GB/s':>8} {'limit':>6} {'x bf16':>7} {'x fp32':>7}")
+    for point in measure(shapes, rows, device, limit, options.seconds or (0.05 if device.type == "cuda" else 1.0)):
         points.append(point)
-        single = "" if point.ratio_float32 is None else f"  {point.ratio_float32:6.2f}x float32"
+        single = "" if point.ratio_float32 is None else f"{point.ratio_float32:7.2f}"
         print(
-            f"{point.shape:<26} M={point.rows:<3} {point.arm:<38} {point.seconds * 1e6:>10.1f} us "
-            f"{point.gigabytes_per_second:>8.1f} GB/s {point.memory_share:>6.1%} {point.ratio:>6.2f}x bf16{single}",
+            f"{point.shape:<26} {point.rows:>3} {point.arm:<38} {point.seconds * 1e6:>10.1f} "
+            f"{point.gigabytes_per_second:>8.1f} {point.memory_share:>6.1%} {point.ratio:>7.2f} {single:>7}",
             flush=True,
         )
-    found = {"provenance": provenance(), "memory_limit": limit, "points": [asdict(point) for point in points]}
+    origin = provenance()
+    found = {"provenance": origin, "memory_limit": limit, "points": [asdict(point) for point in points]}
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(found, indent=1))
@@ -296,7 +326,7 @@ def main() -> None:
             writer.writeheader()
             writer.writerows(asdict(point) for point in points)
     if options.plot:
-        name = torch.cuda.get_device_name() if device.type == "cuda" else found["provenance"]["cpu"]
+        name = torch.cuda.get_device_name() if device.type == "cuda" else origin["cpu"]
         plot(points, options.plot, f"Low-bit linears on {name}")
 
 
