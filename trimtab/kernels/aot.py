@@ -324,7 +324,7 @@ def _reductions(dtype: str) -> Iterator[Variant]:
         name=f"fusion_alpha search {dtype}",
         kernel=fusion_alpha.search_kernel,
         types=logits | strides | pointers | numbers,
-        constants=constants,
+        constants=constants | {"WIDE": fusion_alpha.WIDE},
         warps=16,
         stages=3,
         streamed=None,

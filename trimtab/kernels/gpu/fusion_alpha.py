@@ -15,6 +15,8 @@ from torch import Tensor
 from .tiles import check_device
 
 BLOCK = 1024
+WIDE = 4096
+"""Tokens that a pass for one alpha reads at once: 8 for each thread, 16 bytes of bfloat16."""
 _POINTS = tl.constexpr(16)  # of a grid, a power of 2
 
 
@@ -147,7 +149,7 @@ def moments(p_row, q_row, e_row, V, constant_p, constant_push, alpha, BLOCK: tl.
 def search_kernel(
     large, base, experts, norms, center, goal, alpha_out, distance_out, converged_out, V,
     stride_large, stride_base, stride_expert, stride_row, alpha_max, precision, newton_steps,
-    EXPERTS: tl.constexpr, BLOCK: tl.constexpr,
+    EXPERTS: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """For a row and an expert: the alpha in [0, alpha_max] whose two divergences come nearest to `goal`.
 
@@ -185,7 +187,7 @@ def search_kernel(
     done = high - low <= 0
     step = 0
     while (step < newton_steps) & (done == 0):
-        log_z, mean, variance, skew = moments(p_row, q_row, e_row, V, constant_p, constant_push, x, BLOCK)
+        log_z, mean, variance, skew = moments(p_row, q_row, e_row, V, constant_p, constant_push, x, WIDE)
         rest_0, rest_1 = x * mean - log_z - goal_0, log_z - goal_1
         distance = rest_0 * rest_0 + rest_1 * rest_1
         best = tl.where(distance < value, x, best)
@@ -227,6 +229,7 @@ def fusion_alpha(
     # every expert is matched against the mean of all, which the launch before this one had to finish
     search_kernel[rows, count](
         large, base, experts, norms, center, target.mean(1), alpha, distance, converged, vocab, *strides,
-        alpha_max, precision * alpha_max, newton_steps, EXPERTS=count, BLOCK=block, num_warps=16,
+        alpha_max, precision * alpha_max, newton_steps, EXPERTS=count, BLOCK=block,
+        WIDE=min(WIDE, triton.next_power_of_2(vocab)), num_warps=16,
     )  # fmt: skip
     return alpha, distance, converged.bool(), target
