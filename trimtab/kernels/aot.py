@@ -115,6 +115,7 @@ def variants() -> Iterator[Variant]:
     yield _w4a16(16, "fp16", 128, zero=False, split=1)
     for dtype in ("bf16", "fp32"):
         yield from _reductions(dtype)
+    yield _rows_together()
     for dtype in ("bf16", "fp32"):
         for planes in (1, 2):
             yield _quantize(dtype, planes)
@@ -127,6 +128,7 @@ def representative() -> Iterator[Variant]:
         yield _w8a8(rows, "bf16", 2)
         yield _w4a16(rows, "bf16", 128, zero=True)
     yield from _reductions("bf16")
+    yield _rows_together()
     yield _quantize("bf16", 2)
 
 
@@ -329,6 +331,19 @@ def _reductions(dtype: str) -> Iterator[Variant]:
         stages=3,
         streamed=None,
         uneven=("newton_steps",),
+    )
+
+
+def _rows_together() -> Variant:
+    """What puts the parts of a row together, the same for every dtype of logits."""
+    return Variant(
+        name="entropy rows",
+        kernel=entropy.rows_kernel,
+        types={"sums": "*fp32", "best": "*i32", "entropy": "*fp32", "values": "*fp32", "tokens": "*i64"},
+        constants={"PARTS": 64, "WIDTH": 64},
+        warps=4,
+        stages=3,
+        streamed=None,
     )
 
 
