@@ -45,15 +45,9 @@ def finetune(
         batch_size: pairs in a step.
     """
     torch.manual_seed(0)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=2 * rank,
-        target_modules=_LINEARS,
-        lora_dropout=0.0,
-        task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
-    )
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_LINEARS, lora_dropout=0.0, task_type="CAUSAL_LM")
     adapted = get_peft_model(model, config)
+    adapted.peft_config["default"].base_model_name_or_path = base  # else the directory that it was loaded from
     trained = [weight for weight in adapted.parameters() if weight.requires_grad]
     rows = [_tokens(tokenizer, *pair) for pair in pairs]
     rng = random.Random(0)
