@@ -374,18 +374,8 @@ def test_ctrl_c_is_quiet() -> None:
     with subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.read(1)
-        # Once in about a dozen runs the command went on as if nothing had come: probably the interrupt met C code
-        # that clears every exception (PyObject_HasAttr does). Press again then, as a user would.
-        for _ in range(3):
-            process.send_signal(signal.SIGINT)
-            try:
-                _, errors = process.communicate(timeout=8)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-        else:
-            process.kill()
-            pytest.fail("three interrupts did not end the command")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == ""
 

@@ -454,6 +454,8 @@ def _run(
     import torch
     from transformers import TextStreamer
 
+    from .interrupts import Interrupts
+
     options = options | method
     if custom := method.get("custom_generate"):
         custom.stop_strings, custom.tokenizer = stop or None, tokenizer
@@ -464,7 +466,8 @@ def _run(
     if seed is not None:
         torch.manual_seed(seed)
     start = time.perf_counter()
-    output = model.generate(**inputs, **options, return_dict_in_generate=True)
+    with Interrupts() as interrupts:
+        output = model.generate(**inputs, **options, stopping_criteria=[interrupts], return_dict_in_generate=True)
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     seconds = time.perf_counter() - start
