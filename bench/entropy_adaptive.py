@@ -37,7 +37,7 @@ import trimtab
 from bench.bootstrap import bootstrap, share
 from bench.provenance import provenance
 from bench.tasks import arithmetic, humaneval
-from bench.tasks.problem import Problem
+from bench.tasks.problem import Problem, records
 from trimtab.integrations.transformers.padding import pad_left
 
 TASKS = {"humaneval": humaneval.problems, "gsm8k": arithmetic.gsm8k, "svamp": arithmetic.svamp}
@@ -72,7 +72,7 @@ def main(
         raise typer.BadParameter(f"{task!r}: give one of {', '.join(TASKS)} and its file, as humaneval=FILE")
     problems = TASKS[name](Path(file))[:limit]
     arms = [*ENDS, *thresholds.split(",")]
-    rows = [] if rows_file is None or not rows_file.exists() else _read(rows_file)
+    rows = [] if rows_file is None or not rows_file.exists() else records(rows_file)
     model, tokenizer = trimtab.load(large, dtype=dtype)
     helper = small if small == "low-bit" else trimtab.load(small, dtype=dtype).model
     runs = _Runs(model, helper, tokenizer, window, min_stay, max_new_tokens)
@@ -210,10 +210,6 @@ def summarize(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
             passes = [of[arm][name]["catch_up_passes"] for name in ids]
             found[arm]["catch_up_passes"] = {model: sum(one[model] for one in passes) for model in ENDS}
     return found
-
-
-def _read(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def _short(name: str) -> str:

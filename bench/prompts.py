@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from bench.jsonl import parse_object
 from trimtab import InputError
 
 MT_BENCH = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})
@@ -51,12 +51,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
 
 def _prompt(line: str, where: str, number: int, stem: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
-    if not isinstance(record, dict):
-        raise InputError(f"{where}: a {type(record).__name__}, not a JSON object")
+    record = parse_object(line, where)
     name = str(record.get("question_id", record.get("task_id", record.get("id", number))))
     if "turns" in record:
         turns = record["turns"]

@@ -33,6 +33,7 @@ import trimtab
 from bench.family.make import QUESTIONS
 from bench.family.members import load_members
 from bench.provenance import provenance
+from bench.tasks.problem import records
 from trimtab.integrations.transformers.sentence_encoder import SentenceEncoder
 from trimtab.synthesis import Settings, Synthesizer
 from trimtab.synthesis.measures import measure
@@ -75,7 +76,7 @@ def main(
     """Sample a data set in every arm, then measure all of them."""
     if threads:
         torch.set_num_threads(threads)
-    questions = [json.loads(line)["question"] for line in gsm8k.read_text(encoding="utf-8").splitlines()]
+    questions = [record["question"] for record in records(gsm8k)]
     seeds, reference = [{"text": text} for text in questions[:SEEDS]], questions[REFERENCE]
     assert SEEDS <= QUESTIONS <= REFERENCE.start
     common = {"batch_size": batch_size, "negative_examples": negative_examples, "max_new_tokens": 80, "stop": ("\n",)}

@@ -34,6 +34,7 @@ from bench.family.members import LARGE, WEIGHTS, load_members, save_base
 from bench.family.tasks import END, TASKS, items
 from bench.models import with_layers
 from bench.provenance import provenance
+from bench.tasks.problem import records
 
 LAYERS = 11
 EXAMPLES = {"experts": 3200, "ceilings": 800}
@@ -120,8 +121,7 @@ def _ceilings(_: Path) -> dict[str, Any]:
 
 def _style(gsm8k: Path) -> dict[str, Any]:
     members, tokenizer = load_members("large")
-    lines = gsm8k.read_text(encoding="utf-8").splitlines()[:QUESTIONS]
-    pairs = [("Problem:", f" {json.loads(line)['question'].strip()}{END}") for line in lines]
+    pairs = [("Problem:", f" {record['question'].strip()}{END}") for record in records(gsm8k)[:QUESTIONS]]
     folder = WEIGHTS / "large-questions"
     loss = finetune(members["large"], tokenizer, pairs, folder, base=LARGE, rank=8, rate=1e-3, epochs=1)
     return {"examples": QUESTIONS, "loss": loss}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from bench.jsonl import parse_object
 from trimtab import InputError
 
 
@@ -48,13 +48,4 @@ def records(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"problems file {str(path)!r} cannot be read: {error}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{number}: not JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{path}:{number}: a {type(record).__name__}, not a JSON object")
-        found.append(record)
-    return found
+    return [parse_object(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
