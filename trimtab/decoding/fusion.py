@@ -111,10 +111,13 @@ def _descend(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Alphas `[rows, experts]`, their squared distance to `target` and whether the row came to rest."""
     eye = torch.eye(push.shape[1], device=push.device)
+    found, values = start.clone(), push.new_empty(len(push))
+    converged = torch.zeros(len(push), dtype=torch.bool, device=push.device)
+    rows = torch.arange(len(push), device=push.device)  # those still on their way: a few take many steps
     alpha, damping = start, push.new_full((len(push),), 1e-3)
     rest, rises = _residual(log_p, push, target, alpha)
-    value, done = rest.square().sum(-1), torch.zeros_like(damping, dtype=torch.bool)
     for _ in range(JOINT_STEPS):
+        value = rest.square().sum(-1)
         slope = (rises.transpose(1, 2) @ rest[:, :, None])[:, :, 0]
         # an alpha at an end of its range that wants to go beyond it stays there
         held = ((alpha <= 0) & (slope > 0)) | ((alpha >= alpha_max) & (slope < 0))
@@ -125,18 +128,22 @@ def _descend(
             square + (damping * scale)[:, None, None] * eye, torch.where(held, 0.0, -slope)[:, :, None]
         )[:, :, 0]
         tried = (alpha + step).clamp(0.0, alpha_max)
-        tried_rest, tried_rises = _residual(log_p, push, target, tried)
-        better = tried_rest.square().sum(-1) < value
-        done = done | ((tried - alpha).abs().amax(-1) <= PRECISION * alpha_max) | (value <= NOTHING)
-        take = better & ~done
-        alpha = torch.where(take[:, None], tried, alpha)
-        rest = torch.where(take[:, None], tried_rest, rest)
-        rises = torch.where(take[:, None, None], tried_rises, rises)
-        value = rest.square().sum(-1)
-        damping = torch.where(better, damping / 10, damping * 10).clamp(1e-6, 1e8)
+        done = ((tried - alpha).abs().amax(-1) <= PRECISION * alpha_max) | (value <= NOTHING)
+        found[rows], values[rows], converged[rows] = alpha, value, done
         if bool(done.all()):
             break
-    return alpha, value, done
+        if bool(done.any()):
+            kept = ~done
+            rows, log_p, push, target = rows[kept], log_p[kept], push[kept], target[kept]
+            alpha, damping, tried = alpha[kept], damping[kept], tried[kept]
+            rest, rises, value = rest[kept], rises[kept], value[kept]
+        tried_rest, tried_rises = _residual(log_p, push, target, tried)
+        better = tried_rest.square().sum(-1) < value
+        alpha = torch.where(better[:, None], tried, alpha)
+        rest = torch.where(better[:, None], tried_rest, rest)
+        rises = torch.where(better[:, None, None], tried_rises, rises)
+        damping = torch.where(better, damping / 10, damping * 10).clamp(1e-6, 1e8)
+    return found, values, converged
 
 
 def _residual(log_p: Tensor, push: Tensor, target: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
