@@ -1,0 +1,39 @@
+import logging
+
+import pytest
+
+from trimtab.errors import InputError
+from trimtab.integrations.vllm import versions
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"), [("0.32.0", True), ("0.32.1rc1", True), ("0.3.2", False), ("0.33.0", False), (None, False)]
+)
+def test_a_release_is_supported_by_its_minor_version(found, expected):
+    assert versions.supported(found) is expected
+
+
+def test_a_method_on_another_release_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr(versions, "installed", lambda: "0.40.1")
+    with pytest.raises(InputError, match=r"logit fusion needs vLLM .* found 0\.40\.1: install vllm=="):
+        versions.require("logit fusion")
+
+
+def test_another_release_is_warned_of_once(monkeypatch, caplog):
+    monkeypatch.setattr(versions, "installed", lambda: "0.40.1")
+    versions.warn_once.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        versions.warn_once()
+        versions.warn_once()
+    versions.warn_once.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "trimtab was tested with vLLM 0.32.x, not with 0.40.1: its methods are switched off"
+    ]
+
+
+def test_a_process_without_vllm_hears_nothing(monkeypatch, caplog):
+    monkeypatch.setattr(versions, "installed", lambda: None)
+    versions.warn_once.cache_clear()
+    versions.warn_once()
+    versions.warn_once.cache_clear()
+    assert not caplog.records
