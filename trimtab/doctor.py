@@ -138,7 +138,7 @@ def _kernels(gpu: bool) -> dict[str, str]:
     int_mm = _int_mm()
     kernels = {"cpu decoding": native, "cpu 8-bit": int_mm, "cpu 4-bit": "torch._weight_int4pack_mm_for_cpu"}
     if native.startswith("native"):
-        kernels["cpu 8-bit"] = f"native for float32 models and short windows, else {int_mm}"
+        kernels["cpu 8-bit"] = f"native up to 256 tokens, else {int_mm}"
     if gpu:
         kernels |= {"gpu 8-bit": "torch._int_mm", "gpu 4-bit": "torch._weight_int4pack_mm"}
     return kernels

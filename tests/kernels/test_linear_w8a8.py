@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from unittest import mock
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from trimtab.kernels.linear_w8a8 import (
     quantize_activation,
     quantize_weight,
 )
+from trimtab.kernels.native import linear as native
 
 LEVELS = {8: 127, 16: 127 * 256}
 ROWS = st.integers(0, 9)
@@ -27,6 +30,28 @@ SIZES = st.sampled_from([2, 3, 5, 7, 8, 13, 16, 31, 64, 97, 128, 257])
 OUTS = st.sampled_from([1, 2, 3, 7, 8, 13, 16, 61, 128])
 BITS: st.SearchStrategy[ActivationBits] = st.sampled_from([8, 16])
 SEEDS = st.integers(0, 2**32)
+Linear = Callable[..., Tensor]
+
+
+def torch_operators(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None = None, *, bits: ActivationBits = 16
+) -> Tensor:
+    """`linear_w8a8` where there is no compiler."""
+    with mock.patch.object(native, "available", return_value=False):
+        return linear_w8a8(x, weight, scale, bias, bits=bits)
+
+
+both = pytest.mark.parametrize(
+    "linear",
+    [
+        pytest.param(
+            linear_w8a8,
+            id="native",
+            marks=pytest.mark.skipif(not native.available(), reason="no native kernels on this machine"),
+        ),
+        pytest.param(torch_operators, id="torch"),
+    ],
+)
 
 
 def error_bound(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: ActivationBits) -> Tensor:
@@ -115,8 +140,9 @@ def test_accumulation_does_not_saturate(rows: int, size: int) -> None:
             assert (_int8_matmul(planes, weight) == activation * level * size).all()
 
 
+@both
 @pytest.mark.parametrize("bits", [8, 16])
-def test_integers_come_out_exactly(bits: ActivationBits) -> None:
+def test_integers_come_out_exactly(linear: Linear, bits: ActivationBits) -> None:
     """Inputs that are levels already, scales of 1, sums below 2**24: float32 adds no error at all."""
     source = torch.Generator().manual_seed(0)
     levels = LEVELS[bits]
@@ -127,9 +153,10 @@ def test_integers_come_out_exactly(bits: ActivationBits) -> None:
     quantized, scale = quantize_weight(weight.float())
     assert torch.equal(quantized.long(), weight)
     assert torch.equal(scale, torch.ones(11))
-    assert torch.equal(linear_w8a8(x.float(), quantized, scale, bits=bits).long(), x @ weight.T)
+    assert torch.equal(linear(x.float(), quantized, scale, bits=bits).long(), x @ weight.T)
 
 
+@both
 @settings(max_examples=250, deadline=None)
 @given(
     rows=ROWS,
@@ -143,85 +170,89 @@ def test_integers_come_out_exactly(bits: ActivationBits) -> None:
 @example(rows=0, size=7, out=5, seed=0, bits=16, dtype=torch.float32, with_bias=True)
 @example(rows=1, size=257, out=1, seed=0, bits=16, dtype=torch.bfloat16, with_bias=False)
 def test_error_is_within_the_rounding_bound(
-    rows: int, size: int, out: int, seed: int, bits: ActivationBits, dtype: torch.dtype, with_bias: bool
+    linear: Linear, rows: int, size: int, out: int, seed: int, bits: ActivationBits, dtype: torch.dtype, with_bias: bool
 ) -> None:
     """Any shape, dtype and scale, zero rows and channels, with and without bias."""
     x = random_input(rows, size, seed, dtype)
     weight, scale = quantize_weight(random_weight(out, size, seed))
     bias = torch.randn(out, generator=torch.Generator().manual_seed(seed)) if with_bias else None
-    assert_within_bound(linear_w8a8(x, weight, scale, bias, bits=bits), x, weight, scale, bias, bits)
+    assert_within_bound(linear(x, weight, scale, bias, bits=bits), x, weight, scale, bias, bits)
 
 
-def test_bound_tells_16_bits_from_8() -> None:
+@both
+def test_bound_tells_16_bits_from_8(linear: Linear) -> None:
     """The bound has power: 8-bit activations violate that of 16 bits, and come within a factor of 20 of their own."""
     source = torch.Generator().manual_seed(0)
     x = torch.randn(20, 97, generator=source)
     weight, scale = quantize_weight(torch.randn(31, 97, generator=source))
-    error = (linear_w8a8(x, weight, scale, bits=8).double() - linear_w8a8_reference(x, weight, scale)).abs()
+    error = (linear(x, weight, scale, bits=8).double() - linear_w8a8_reference(x, weight, scale)).abs()
     assert (error > error_bound(x, weight, scale, None, 16)).double().mean() > 0.5
     assert error.max() > error_bound(x, weight, scale, None, 8).max() / 20
 
 
+@both
 @pytest.mark.parametrize("bits", [8, 16])
-def test_zero_rows_give_the_bias(bits: ActivationBits) -> None:
+def test_zero_rows_give_the_bias(linear: Linear, bits: ActivationBits) -> None:
     """A token of zeros has no scale of its own: the product is exactly 0, next to rows that are not."""
     source = torch.Generator().manual_seed(0)
     weight, scale = quantize_weight(torch.randn(13, 31, generator=source))
     x = torch.randn(4, 31, generator=source)
     x[1] = x[3] = 0.0
     bias = torch.randn(13, generator=source)
-    assert (linear_w8a8(x, weight, scale, bits=bits)[[1, 3]] == 0).all()
-    assert torch.equal(linear_w8a8(x, weight, scale, bias, bits=bits)[[1, 3]], bias.expand(2, -1))
+    assert (linear(x, weight, scale, bits=bits)[[1, 3]] == 0).all()
+    assert torch.equal(linear(x, weight, scale, bias, bits=bits)[[1, 3]], bias.expand(2, -1))
 
 
+@both
 @pytest.mark.parametrize("bits", [8, 16])
-def test_tokens_do_not_affect_each_other(bits: ActivationBits) -> None:
+def test_tokens_do_not_affect_each_other(linear: Linear, bits: ActivationBits) -> None:
     """A row gives the same result alone and in a batch with a row 1e20 times larger."""
     source = torch.Generator().manual_seed(0)
     weight, scale = quantize_weight(torch.randn(16, 64, generator=source))
     x = torch.randn(18, 64, generator=source)
     x[0] *= 1e20
-    together = linear_w8a8(x, weight, scale, bits=bits)
+    together = linear(x, weight, scale, bits=bits)
     for row in (0, 1, 17):
-        assert torch.equal(linear_w8a8(x[row : row + 1], weight, scale, bits=bits)[0], together[row])
+        assert torch.equal(linear(x[row : row + 1], weight, scale, bits=bits)[0], together[row])
 
 
+@both
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_strided_input(bits: ActivationBits, dtype: torch.dtype) -> None:
+def test_strided_input(linear: Linear, bits: ActivationBits, dtype: torch.dtype) -> None:
     """Every other column, a slice of columns, every other row, one row for all: as their contiguous copies."""
     base = random_input(12, 194, 0, dtype)
     weight, scale = quantize_weight(torch.randn(13, 97, generator=torch.Generator().manual_seed(0)))
     for x in (base[:, ::2], base[:, 50:147], base[::2, :97], base[:1, :97].expand(6, -1), base[:, :1].expand(-1, 97)):
-        assert torch.equal(
-            linear_w8a8(x, weight, scale, bits=bits), linear_w8a8(x.contiguous(), weight, scale, bits=bits)
-        )
+        assert torch.equal(linear(x, weight, scale, bits=bits), linear(x.contiguous(), weight, scale, bits=bits))
 
 
+@both
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("rows", [1, 2, 5])
-def test_transposed_input(bits: ActivationBits, rows: int) -> None:
+def test_transposed_input(linear: Linear, bits: ActivationBits, rows: int) -> None:
     """Features first in memory, one row too: as the contiguous copy."""
     source = torch.Generator().manual_seed(0)
     x = torch.randn(64, rows, generator=source).t()
     weight, scale = quantize_weight(torch.randn(13, 64, generator=source))
     copy = x.clone(memory_format=torch.contiguous_format).reshape(-1).view(rows, 64)
-    assert torch.equal(linear_w8a8(x, weight, scale, bits=bits), linear_w8a8(copy, weight, scale, bits=bits))
+    assert torch.equal(linear(x, weight, scale, bits=bits), linear(copy, weight, scale, bits=bits))
 
 
+@both
 @pytest.mark.parametrize("bits", [8, 16])
 @pytest.mark.parametrize("rows", [0, 1, 5])
 @pytest.mark.parametrize("out", [1, 2, 16])
-def test_one_input_channel(bits: ActivationBits, rows: int, out: int) -> None:
+def test_one_input_channel(linear: Linear, bits: ActivationBits, rows: int, out: int) -> None:
     """A size of 1 has no meaningful strides; the product is within the bound all the same."""
     source = torch.Generator().manual_seed(0)
     x = torch.randn(rows, 1, generator=source)
     weight, scale = quantize_weight(torch.randn(out, 1, generator=source))
-    assert_within_bound(linear_w8a8(x, weight, scale, bits=bits), x, weight, scale, None, bits)
+    assert_within_bound(linear(x, weight, scale, bits=bits), x, weight, scale, None, bits)
 
 
 def test_processor_without_vnni() -> None:
-    """On a processor without int8 dot products (oneDNN told to use AVX2), sums are exact all the same."""
+    """Torch's operators without int8 dot products (oneDNN told to use AVX2): sums are exact all the same."""
     program = (
         "import torch\n"
         "from trimtab.kernels.linear_w8a8 import linear_w8a8, linear_w8a8_reference, quantize_weight\n"
@@ -233,7 +264,12 @@ def test_processor_without_vnni() -> None:
     )
     result = subprocess.run(
         [sys.executable, "-c", program],
-        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={
+            **os.environ,
+            "TRIMTAB_NATIVE": "0",
+            "ONEDNN_MAX_CPU_ISA": "AVX2",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
         capture_output=True,
         text=True,
         check=True,

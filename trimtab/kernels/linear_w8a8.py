@@ -23,6 +23,7 @@ from torch import Tensor
 
 from . import custom_op
 from .dispatch import MAX_ROWS, check_activations, check_int8_weight, runs_triton
+from .native import linear as native
 
 ActivationBits = Literal[8, 16]
 
@@ -101,6 +102,12 @@ def _run(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: Ac
         return gpu.linear_w8a8(x, weight, scale, bias, bits)
     if not len(x):
         return x.new_zeros(0, len(weight))
+    if x.device.type == "cpu" and len(x) <= MAX_ROWS and weight.numel() and native.available():
+        return native.linear_w8a8(x, weight, scale, bias, bits)
+    return _torch(x, weight, scale, bias, bits)
+
+
+def _torch(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, bits: ActivationBits) -> Tensor:
     planes, token_scale = quantize_activation(x, bits)
     sums = _int8_matmul(planes, weight)
     if bits == 8:

@@ -66,6 +66,9 @@ class Int8Linear(QuantizedLinear):
         activation_bits: ActivationBits,
     ) -> None:
         super().__init__(outliers, outlier_weight, bias)
+        if weight.is_inference():  # nothing derived from it could be kept (native/linear.py)
+            with torch.inference_mode(False):
+                weight = weight.clone()
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.activation_bits = activation_bits

@@ -25,7 +25,8 @@ ODD = {**SIZES, "hidden_size": 80, "intermediate_size": 176, "vocab_size": 101}
 )
 @pytest.mark.parametrize("counts", [[1], [2, 1], [3, 3, 3], [4, 7], [13, 29, 1], [120, 100]], ids=str)
 def test_native_int8_is_torch_int8(activation_bits: int, outliers: int, head: bool, counts: list[int]) -> None:
-    """Integer products are exact in both, so only the order of float operations differs."""
+    """Integer products are exact in both, so only the order of float operations differs, which now and then rounds an
+    activation to the next level: with 8 bits that is seen in the logits of its token, and of those after it."""
     torch.manual_seed(len(counts))
     model = LlamaForCausalLM(LlamaConfig(**ODD, attention_bias=True)).eval()
     low = LowBitModel.quantize(model, LowBitConfig(8, activation_bits, outliers, head))  # type: ignore[arg-type]
@@ -42,4 +43,6 @@ def test_native_int8_is_torch_int8(activation_bits: int, outliers: int, head: bo
         run.prefill(prompts)
         found.append(run.extend(new, counts))
     for row, count in enumerate(counts):
-        torch.testing.assert_close(found[0][row, :count], found[1][row, :count], atol=2e-3, rtol=2e-3)
+        error = (found[0][row, :count] - found[1][row, :count]).abs()
+        assert error.max() < (2e-2 if activation_bits == 8 else 3e-4)
+        assert error.mean() < 2e-4

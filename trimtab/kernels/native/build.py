@@ -18,8 +18,8 @@ import torch  # noqa: F401
 
 from ...paths import cache_dir
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decoder.c", "tilted_moments.c"))
-HEADERS = (Path(__file__).with_name("vectors.h"),)
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decoder.c", "linear.c", "tilted_moments.c"))
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("linear.h", "team.h", "vectors.h"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 DISABLE = "TRIMTAB_NATIVE"
 """Environment variable: `0` keeps to torch's operators."""

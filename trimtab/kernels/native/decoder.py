@@ -13,21 +13,22 @@ from torch import Tensor
 from ..decoder_weights import DecoderWeights, FloatLinear, LayerWeights, Linear, RMSNorm
 from ..quantized_linear import Int8Linear
 from .build import library
+from .linear import packed
 
 HEAD_DIMS = (32, 64, 128, 256)
 """Head dimensions that decoder.c has attention for."""
 
 _ACTIVATIONS = ("silu", "gelu_tanh")
 _VECTOR = 16
-_CHUNK = 32  # ROWS of decoder.c
-_MAX_OUTLIERS = 64  # MAX_OUTLIERS of decoder.c
+_CHUNK = 32  # ROWS of linear.h
+_MAX_OUTLIERS = 64  # MAX_OUTLIERS of linear.h
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64, ctypes.c_float
 
 
 class _Part(ctypes.Structure):
     _fields_ = [
-        ("kind", _INT), ("out_features", _INT), ("weight", _POINTER), ("scale", _POINTER), ("sums", _POINTER),
-        ("bias", _POINTER), ("outlier_weight", _POINTER),
+        ("kind", _INT), ("out_features", _INT), ("weight", _POINTER), ("scale", _POINTER), ("bias", _POINTER),
+        ("outlier_weight", _POINTER),
     ]  # fmt: skip
 
 
@@ -67,7 +68,7 @@ class NativeDecoder:
     """The decoder in one C call; float32 on the CPU, int8 or float32 linears.
 
     Args:
-        weights: what `supports` accepts; its tensors are kept and used in place.
+        weights: what `supports` accepts; its float tensors are kept and used in place, its int8 weights packed.
     """
 
     def __init__(self, weights: DecoderWeights) -> None:
@@ -205,9 +206,8 @@ class NativeDecoder:
             _Part(
                 kind=1,
                 out_features=len(linear.weight),
-                weight=self._address(linear.weight),
+                weight=self._address(packed(linear.weight)),
                 scale=self._address(linear.scale),
-                sums=self._address(linear.weight.sum(1, dtype=torch.int32)),
                 bias=self._address(linear.bias),
                 outlier_weight=self._address(_by_chunk(linear.outlier_weight)),
             )

@@ -1,7 +1,7 @@
 // Sixteen floats at a time, with GCC/Clang vector types: one AVX-512 register, or several narrower ones.
 #pragma once
 #include <stdint.h>
-#ifdef __AVX512F__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
