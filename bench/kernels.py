@@ -48,7 +48,7 @@ SHAPES = {
     "SmolLM2-135M gate_up": (3072, 576),
     "SmolLM2-135M down": (576, 1536),
 }
-CPU_ROWS = (1, 4, 8, 16)
+CPU_ROWS = (1, 4, 8, 16, 64)
 CPU_SHAPES = {"4096x4096": (4096, 4096), "14336x4096": (14336, 4096)}
 
 Call = Callable[[Tensor], Tensor]
@@ -108,6 +108,8 @@ def arms(out: int, size: int, device: torch.device, cache: int) -> Iterator[tupl
     for name, bits in (("W8A8", 8), ("W8A8, 16-bit activations", 16)):
         yield name, _arm(_w8a8(bits), (levels, scale), dtype, cache)
     if device.type == "cpu":
+        yield "torch int8 (_int_mm)", _arm(_torch_int8, (levels, scale), dtype, cache)
+        yield "W4A16 g32", _arm(_w4a16(out), w4.pack(*w4.quantize_weight(weight)), dtype, cache)
         return
     yield "W8A16", _arm(lambda q, s: lambda x: linear_w8a16(x, q, s), (levels, scale), dtype, cache)
     for group in (128, 32):
@@ -125,7 +127,12 @@ def arms(out: int, size: int, device: torch.device, cache: int) -> Iterator[tupl
 
 
 def _w8a8(bits: int) -> Callable[..., Call]:
-    return lambda q, s: lambda x: w8.linear_w8a8(x, q, s, bits=16 if bits == 16 else 8)
+    def make(weight: Tensor, scale: Tensor) -> Call:
+        if weight.device.type == "cpu":  # the first call packs the weights, which is no part of the product
+            w8.linear_w8a8(torch.zeros(1, weight.shape[1]), weight, scale)
+        return lambda x: w8.linear_w8a8(x, weight, scale, bits=16 if bits == 16 else 8)
+
+    return make
 
 
 def _w4a16(out: int) -> Callable[..., Call]:
@@ -139,7 +146,7 @@ def _torch_int4(packed: Tensor, scales: Tensor) -> Call:
 def _torch_int8(weight: Tensor, scale: Tensor) -> Call:
     def call(x: Tensor) -> Tensor:
         planes, step = w8.quantize_activation(x, 8)
-        if len(x) <= 16:
+        if x.is_cuda and len(x) <= 16:
             planes = torch.cat([planes, planes.new_zeros(17 - len(x), planes.shape[1])])
         return (torch._int_mm(planes, weight.t())[: len(x)] * step * scale).to(x.dtype)
 
