@@ -3,8 +3,8 @@
     python bench/low_bit_schemes.py --json bench/results/low_bit_schemes.json
 
 Agreement: the full-precision model's greedy text is fed to the quantised one, and its argmax compared at every token.
-Perplexity: of natural text, relative to full precision. Both on Spec-Bench prompts. SmoothQuant (Xiao et al. 2023,
-arXiv 2211.10438, equation 4) is calibrated on prompts of another file, the demo's.
+Perplexity: of natural text, relative to full precision. Both on Spec-Bench prompts. SmoothQuant (smoothing.py) is
+calibrated on prompts of another file, the demo's.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import torch
 import transformers
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
@@ -39,7 +37,7 @@ from bench.provenance import provenance
 from bench.quality import agreeing
 from bench.report import interval_text, summarize_agreement
 from trimtab import LowBitConfig, LowBitModel
-from trimtab.integrations.transformers import decoder
+from trimtab.kernels.smoothing import smooth_
 
 HERE = Path(__file__).parent
 
@@ -106,41 +104,10 @@ def main(
     Console(width=None if sys.stdout.isatty() else 120, highlight=False).print(shown)
 
 
-@torch.no_grad()
 def smoothed(model: PreTrainedModel, alpha: float, texts: list[list[int]]) -> PreTrainedModel:
-    """A copy that computes the same function, its activations scaled down by s and the weights that read them up.
-
-    s = max|x| ** alpha / max|w| ** (1 - alpha) for each channel. Inputs of q, k, v, gate and up take it from the norm
-    before them, those of down from up; o has nothing before it that could take it under grouped-query attention.
-    """
+    """A copy that computes the same function, the outliers of its activations moved into its weights."""
     model = copy.deepcopy(model)
-    largest: dict[str, Tensor] = {}
-
-    def watch(name: str) -> torch.utils.hooks.RemovableHandle:
-        def hook(module: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            seen = inputs[0].abs().flatten(0, -2).amax(0)
-            largest[name] = torch.maximum(largest.get(name, seen), seen)
-
-        return model.get_submodule(name).register_forward_hook(hook)
-
-    groups = [group for group in decoder.linear_groups(model)[:-1] if not group[0].endswith("o_proj")]
-    handles = [watch(group[0]) for group in groups]
-    for text in texts:
-        model(input_ids=torch.tensor([text], device=model.device), use_cache=False)
-    for handle in handles:
-        handle.remove()
-    for group in groups:
-        readers = [model.get_submodule(name) for name in group]
-        weight = torch.cat([reader.weight for reader in readers]).abs().amax(0)
-        scale = (largest[group[0]].clamp(min=1e-5) ** alpha / weight.clamp(min=1e-5) ** (1 - alpha)).clamp(min=1e-5)
-        block = model.get_submodule(group[0].rsplit(".", 2)[0])
-        if group[0].endswith("down_proj"):
-            block.mlp.up_proj.weight.div_(scale[:, None])
-        else:
-            norm = block.input_layernorm if group[0].endswith("q_proj") else block.post_attention_layernorm
-            norm.weight.div_(scale)
-        for reader in readers:
-            reader.weight.mul_(scale)
+    smooth_(model, texts, alpha)
     return model
 
 

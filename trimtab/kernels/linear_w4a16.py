@@ -26,6 +26,7 @@ GROUP = 32
 GROUPS = (32, 64, 128)
 
 _ALIGN = 16  # torch packs output channels in blocks of 16 (CPU)
+_LARGEST_TILE = 64  # and these, or parts of them, in tiles: of 64 with AVX-512, of less elsewhere
 _BLOCK = 128
 
 
@@ -87,14 +88,14 @@ def pack(levels: Tensor, scale: Tensor, zero: Tensor | None = None) -> tuple[Ten
         Packed levels, and bfloat16 `[in / group, out, 2]`: scales and zero points.
     """
     if runs_triton(levels):
-        return pack_blocks(levels), _scales_zeros(scale, zero, torch.bfloat16)
+        return pack_blocks(levels), stack_scales(scale, zero, torch.bfloat16)
     if zero is None:
         zero = torch.zeros_like(scale)
     missing = -len(levels) % _ALIGN
     if missing:
         levels = torch.cat([levels, levels.new_full((missing, levels.shape[1]), 8)])
         scale, zero = (torch.cat([t, t.new_zeros(missing, t.shape[1])]) for t in (scale, zero))
-    scales_zeros = _scales_zeros(scale, zero, torch.bfloat16)
+    scales_zeros = stack_scales(scale, zero, torch.bfloat16)
     if levels.device.type == "cuda":
         pairs = (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8)
         return torch.ops.aten._convert_weight_to_int4pack(pairs, 8), scales_zeros
@@ -113,6 +114,46 @@ def unpack_blocks(packed: Tensor, size: int) -> Tensor:
     words = packed.int()
     fields = torch.stack([words & 15, words >> 4 & 15, words >> 8 & 15, words >> 12 & 15], dim=2)
     return fields.flatten(1)[:, :size]
+
+
+def unpack(packed: Tensor, out: int, size: int) -> Tensor:
+    """What `pack` packed: `[out, size]` int32 levels, from any layout of this device.
+
+    torch keeps its layouts to itself, and they differ between instruction sets; every one of them goes by blocks of at
+    most 64 output channels. The digits of each level's index, sent through the same conversion, say where it went.
+    """
+    if packed.dtype == torch.int16:
+        return unpack_blocks(packed, size)
+    whole = out // _LARGEST_TILE * _LARGEST_TILE
+    levels = _nibbles(packed)
+    first, last = levels[: whole * size].view(-1, _LARGEST_TILE * size), levels[None, whole * size :]
+    parts = []
+    for rows, part in ((_LARGEST_TILE, first), (out - whole, last)):
+        if rows and part.numel():
+            parts.append(part[:, _places(rows, size, packed.device)].view(-1, size))
+    return torch.cat(parts).int()
+
+
+def _places(out: int, size: int, device: torch.device) -> Tensor:
+    """`[out * size]` int64: where `pack` puts each level, in the order of `_nibbles`."""
+    index = torch.arange(out * size, device=device).view(out, size)
+    scale = torch.zeros(out, size // min(GROUPS), device=device)
+
+    def packed(levels: Tensor) -> Tensor:
+        return _nibbles(pack(levels.int(), scale)[0])
+
+    source = torch.zeros_like(packed(index * 0), dtype=torch.int64)
+    for digit in range(0, (out * size - 1).bit_length(), 4):
+        source |= packed(index >> digit & 15).long() << digit
+    ours = (packed(index * 0) == 0).nonzero()[:, 0]  # output channels that fill the last block up hold level 8
+    places = torch.empty(out * size, dtype=torch.int64, device=device)
+    places[source[ours]] = ours
+    return places
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    flat = packed.contiguous().view(torch.uint8).flatten()
+    return torch.stack([flat & 15, flat >> 4], dim=1).flatten()
 
 
 def linear_w4a16(
@@ -184,7 +225,8 @@ def _grouped(weight: Tensor, group: int) -> Tensor:
     return weight.float().reshape(out, size // group, group)
 
 
-def _scales_zeros(scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
+def stack_scales(scale: Tensor, zero: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """`[out, in / group]` scales and zero points, side by side as `[in / group, out, 2]`; `[..., 1]` if symmetric."""
     return torch.stack([scale.t()] if zero is None else [scale.t(), zero.t()], dim=-1).to(dtype).contiguous()
 
 

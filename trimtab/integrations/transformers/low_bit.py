@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from ...errors import InputError
+from ...kernels import linear_w4a16 as w4
 from ...kernels.linear_w8a8 import ActivationBits
 from ...kernels.quantize import Bits, quantize_linear
 from ...kernels.quantized_linear import Int4Linear, Int8Linear, QuantizedLinear
@@ -24,7 +25,7 @@ from . import decoder
 from .module_forward import ModuleForward, check_supported
 from .runner import Forward
 
-FORMAT = 1
+FORMAT = 2
 """Version of the saved file; raised when its meaning changes."""
 
 _PROBE_TOKENS = (4, 128)
@@ -101,9 +102,7 @@ class LowBitModel:
             for key, linear in self.linears.items()
             for name, tensor in linear.state_dict().items()
         }
-        rows = {key: linear.out_features for key, linear in self.linears.items() if isinstance(linear, Int4Linear)}
-        device = next(iter(tensors.values())).device.type
-        about = {"format": FORMAT, "config": asdict(self.config), "out_features": rows, "device": device}
+        about = {"format": FORMAT, "config": asdict(self.config)}
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             whole = Path(scratch) / path.name
             save_file(tensors, whole, metadata={"trimtab": json.dumps(about)})
@@ -114,7 +113,7 @@ class LowBitModel:
         """Read what `save` wrote, for the same model.
 
         Raises:
-            InputError: no such file, not a file of trimtab's, made for another model or another kind of device.
+            InputError: no such file, not a file of trimtab's, or made for another model.
         """
         check_supported(model)
         remedy = "make it again with LowBitModel.quantize(model).save(path)"
@@ -127,8 +126,6 @@ class LowBitModel:
         if about.get("format") != FORMAT:
             raise InputError(f"{path} is not a low-bit file of this version of trimtab: {remedy}")
         config = LowBitConfig(**about["config"])
-        if config.bits == 4 and about["device"] != model.device.type:
-            raise InputError(f"{path} is packed for {about['device']}, the model is on {model.device.type}: {remedy}")
         linears = {}
         for group in _groups(model, config):
             key = _key(group)
@@ -137,14 +134,13 @@ class LowBitModel:
                 sum(model.get_submodule(name).out_features for name in group),
                 model.get_submodule(group[0]).in_features,
             )
-            linears[key] = _restore(key, state, about["out_features"].get(key, shape[0]), config, shape, path, remedy)
+            linears[key] = _restore(key, state, config, shape, path, remedy)
         return cls(model, config, linears)
 
 
 def _restore(
     key: str,
     state: dict[str, Tensor],
-    out_features: int,
     config: LowBitConfig,
     shape: tuple[int, int],
     path: str | Path,
@@ -156,8 +152,8 @@ def _restore(
             fits = tuple(state["weight"].shape) == shape
             linear: QuantizedLinear = Int8Linear(state["weight"], state["scale"], *shared, config.activation_bits)
         else:
-            fits = out_features == shape[0] and state["scales_zeros"].shape[0] * 32 == shape[1]
-            linear = Int4Linear(state["packed"], state["scales_zeros"], out_features, *shared)
+            fits = len(state["packed"]) == shape[0] and len(state["scales_zeros"]) * w4.GROUP == shape[1]
+            linear = Int4Linear(state["packed"], state["scales_zeros"], shape[1], *shared)
     except KeyError as error:
         raise InputError(f"{path} has no {error} for {key}, it was made for another model: {remedy}") from error
     if not fits:

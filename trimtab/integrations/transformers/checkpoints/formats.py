@@ -1,0 +1,100 @@
+"""What the formats of quantised checkpoints have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....errors import InputError
+from ....kernels import linear_w4a16 as w4
+from ....kernels.quantized_linear import Int4Linear, QuantizedLinear
+from .tensor_files import FLOATS, TensorFiles
+
+
+class Checkpoint(ABC):
+    """A directory of one format.
+
+    Args:
+        about: `quantization_config` of its config.json.
+        tensors: its files.
+
+    Raises:
+        InputError: settings that the format allows and trimtab's kernels do not compute.
+    """
+
+    marks: tuple[str, ...]
+    """Last names of tensors that only a quantised linear has."""
+
+    def __init__(self, about: dict[str, Any], tensors: TensorFiles) -> None:
+        self.about, self.tensors = about, tensors
+        self.config_file = tensors.directory / "config.json"
+
+    def quantized(self) -> set[str]:
+        """Names of the linears that the files hold in low bits."""
+        return self.tensors.modules(*self.marks)
+
+    @abstractmethod
+    def read(self, name: str, linear: nn.Linear) -> QuantizedLinear:
+        """The low-bit module for a linear.
+
+        Args:
+            name: of the linear.
+            linear: the model's, perhaps on the meta device: sizes and dtype.
+
+        Raises:
+            InputError: a tensor is missing or does not fit; the message names its file and the rule.
+        """
+
+    def refuse(self, setting: str, rule: str) -> InputError:
+        """An error about a setting in config.json."""
+        return InputError(f"{self.config_file}: quantization_config has {setting}: {rule}")
+
+    def bias(self, name: str, linear: nn.Linear) -> Tensor | None:
+        """`[out]` in the model's dtype, or None if the linear has none."""
+        if linear.bias is None:
+            return None
+        rule = f"one for each of the {linear.out_features} output channels of {name}"
+        return self.tensors.read(f"{name}.bias", [linear.out_features], FLOATS, rule).to(linear.weight.dtype)
+
+
+def no_outliers(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Outlier channels and their weights of a layer that has none."""
+    return torch.empty(0, dtype=torch.long), torch.empty(0, linear.out_features, dtype=linear.weight.dtype)
+
+
+def nibbles(words: Tensor) -> Tensor:
+    """`[..., n]` int32 words to `[..., n, 8]` int32 values 0..15, from the lowest bits up."""
+    return words[..., None] >> torch.arange(0, 32, 4) & 15
+
+
+def common_group(sizes: list[int]) -> int | None:
+    """The largest group of the kernels that divides all of `sizes`; None if there is none."""
+    fitting = [group for group in w4.GROUPS if not any(size % group for size in sizes)]
+    return max(fitting, default=None)
+
+
+def int4_linear(
+    levels: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    linear: nn.Linear,
+    bias: Tensor | None,
+    order: Tensor | None = None,
+) -> Int4Linear:
+    """A layer of 4-bit levels with integer zero points.
+
+    Args:
+        levels: `[out, in]` int32, 0 to 15.
+        scale: `[out, groups]`.
+        zero_point: `[out, groups]` int32 levels that stand for 0; None for 8 everywhere.
+        linear: the layer that it replaces.
+        bias: `[out]` or None.
+        order: `[in]` int64, the input channel that each column of `levels` reads; None if its own.
+    """
+    # one rounding to the scale's own type; s (8 - z) in it would be off by up to s / 512
+    zero = None if zero_point is None else scale.float() * (8 - zero_point)
+    scales_zeros = w4.stack_scales(scale.float(), zero, torch.float32 if zero is not None else scale.dtype)
+    return Int4Linear(w4.pack_blocks(levels), scales_zeros, linear.in_features, *no_outliers(linear), bias, order)
