@@ -17,6 +17,7 @@ from .embedded import MODELS, embedded_directory
 from .gguf_conversion import convert
 from .gguf_header import read_header
 from .optional import require
+from .quantized_checkpoint import is_readable, load_quantized
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,7 +37,8 @@ def load(
 ) -> Loaded:
     """Load a decoder-only language model and its tokenizer.
 
-    A GGUF file, embedded or your own, is dequantized once and kept as a transformers directory under
+    A directory of `save_quantized`, or with compressed-tensors, GPTQ or AWQ weights, stays in low bits: see
+    `load_quantized`. A GGUF file, embedded or your own, is dequantized once and kept as a transformers directory under
     `$TRIMTAB_CACHE` (else `~/.cache/trimtab`); progress goes to stderr.
 
     Args:
@@ -64,10 +66,15 @@ def load(
     check_causal(config, shown)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises its own, and bare ones
+        raise _unloadable(shown, error) from error
+    if is_readable(Path(where)):
+        return Loaded(load_quantized(where, dtype=chosen_dtype, device=chosen_device), tokenizer)
+    try:
         model, info = AutoModelForCausalLM.from_pretrained(
             where, config=config, dtype=chosen_dtype, output_loading_info=True
         )
-    except Exception as error:  # tokenizers and safetensors raise their own, and bare ones
+    except Exception as error:  # safetensors raises its own, and bare ones
         raise _unloadable(shown, error) from error
     if missing := sorted(info["missing_keys"]):  # transformers fills them with noise and goes on
         raise InputError(f"{shown!r} lacks {len(missing)} weights of its model, such as {missing[0]}")

@@ -70,31 +70,46 @@ def nibbles(words: Tensor) -> Tensor:
     return words[..., None] >> torch.arange(0, 32, 4) & 15
 
 
-def common_group(sizes: list[int]) -> int | None:
-    """The largest group of the kernels that divides all of `sizes`; None if there is none."""
-    fitting = [group for group in w4.GROUPS if not any(size % group for size in sizes)]
-    return max(fitting, default=None)
-
-
 def int4_linear(
     levels: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
+    group_of: Tensor,
     linear: nn.Linear,
     bias: Tensor | None,
-    order: Tensor | None = None,
+    where: str,
 ) -> Int4Linear:
     """A layer of 4-bit levels with integer zero points.
 
     Args:
         levels: `[out, in]` int32, 0 to 15.
-        scale: `[out, groups]`.
-        zero_point: `[out, groups]` int32 levels that stand for 0; None for 8 everywhere.
+        scale: `[groups, out]`.
+        zero_point: `[groups, out]` int32 levels that stand for 0; None for 8 everywhere.
+        group_of: `[in]` int64, the group of each input channel, in any order.
         linear: the layer that it replaces.
         bias: `[out]` or None.
-        order: `[in]` int64, the input channel that each column of `levels` reads; None if its own.
+        where: file and layer, for the message.
+
+    Raises:
+        InputError: groups that the kernels cannot have.
     """
-    # one rounding to the scale's own type; s (8 - z) in it would be off by up to s / 512
-    zero = None if zero_point is None else scale.float() * (8 - zero_point)
-    scales_zeros = w4.stack_scales(scale.float(), zero, torch.float32 if zero is not None else scale.dtype)
+    groups, sizes = group_of.unique(return_counts=True)
+    fitting = [group for group in w4.GROUPS if not (sizes % group).any()]
+    if not fitting or int(groups[-1]) >= len(scale) or int(groups[0]) < 0:
+        raise InputError(
+            f"{where} has {len(groups)} groups of {int(sizes.min())} to {int(sizes.max())} of its {linear.in_features} "
+            f"input channels, numbered {int(groups[0])} to {int(groups[-1])}: multiples of {min(w4.GROUPS)} channels in "
+            f"groups 0 to {len(scale) - 1} are needed"
+        )
+    order = None
+    if (group_of.diff() < 0).any():  # channels of one group side by side, the activations in the same order
+        order = group_of.argsort(stable=True)
+        group_of, levels = group_of[order], levels[:, order]
+    taken = group_of[:: fitting[-1]]
+    scale = scale[taken].t()
+    zero = None
+    if zero_point is not None and (zero_point != 8).any():
+        # float32: in half precision s (8 - z) would be rounded
+        zero = scale.float() * (8 - zero_point[taken].t())
+    scales_zeros = w4.stack_scales(scale, zero, scale.dtype if zero is None else torch.float32)
     return Int4Linear(w4.pack_blocks(levels), scales_zeros, linear.in_features, *no_outliers(linear), bias, order)
