@@ -50,6 +50,10 @@ class CompressedTensors(Checkpoint):
         else:
             raise self.refuse(f"format {form!r}", f'trimtab reads "{_INT_QUANTIZED}" and "{_PACK_QUANTIZED}"')
 
+    def quantized(self) -> set[str]:
+        """Names of the linears that the files hold in low bits."""
+        return super().quantized() | (self.tensors.int8_modules() if self.format == _INT_QUANTIZED else set())
+
     def read(self, name: str, linear: nn.Linear) -> QuantizedLinear:
         """The low-bit module for a linear."""
         return self._w8a8(name, linear) if self.format == _INT_QUANTIZED else self._w4a16(name, linear)

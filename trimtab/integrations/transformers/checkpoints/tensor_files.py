@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,7 +40,8 @@ class TensorFiles:
                     raise InputError(f"{index} names {file}, which is not in the directory: download it again")
             self._file = {name: directory / file for name, file in places.items()}
         elif (directory / _WHOLE).is_file():
-            self._file = dict.fromkeys(_names(directory / _WHOLE), directory / _WHOLE)
+            with _opened(directory / _WHOLE) as opened:
+                self._file = dict.fromkeys(opened.keys(), directory / _WHOLE)
         else:
             raise InputError(f"directory {str(directory)!r} has neither {_WHOLE} nor {_INDEX}: convert it to safetensors")
         self.directory = directory
@@ -50,10 +53,14 @@ class TensorFiles:
         """Names of the modules that have a tensor of one of these last names."""
         return {module for module, _, last in (name.rpartition(".") for name in self._file) if last in suffixes}
 
-    def dtype(self, name: str) -> str:
-        """The type of a tensor as its file writes it, such as "I8"."""
-        kind: str = self._slice(name).get_dtype()
-        return kind
+    def int8_modules(self) -> set[str]:
+        """Names of the modules whose `weight` is int8."""
+        found = set()
+        for file in sorted({*self._file.values()}):
+            with _opened(file) as opened:
+                mine = [name for name in opened.keys() if name.endswith(".weight")]  # noqa: SIM118
+                found |= {name.removesuffix(".weight") for name in mine if opened.get_slice(name).get_dtype() == "I8"}
+        return found
 
     def read(self, name: str, shape: Sequence[int], dtypes: Sequence[torch.dtype], rule: str) -> Tensor:
         """One tensor.
@@ -70,11 +77,8 @@ class TensorFiles:
         if name not in self._file:
             raise InputError(f"{self.directory} has no tensor {name}: {rule}")
         file = self._file[name]
-        try:
-            with safe_open(file, "pt") as opened:
-                tensor: Tensor = opened.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file}: tensor {name} cannot be read ({error}): download it again") from error
+        with _opened(file) as opened:
+            tensor: Tensor = opened.get_tensor(name)
         if list(tensor.shape) != list(shape) or tensor.dtype not in dtypes:
             wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
             raise InputError(
@@ -85,25 +89,19 @@ class TensorFiles:
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor that is there."""
-        shape: list[int] = self._slice(name).get_shape()
+        with _opened(self._file[name]) as opened:
+            shape: list[int] = opened.get_slice(name).get_shape()
         return shape
 
     def where(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._file[name]
 
-    def _slice(self, name: str):  # type: ignore[no-untyped-def]
-        file = self._file[name]
-        try:
-            with safe_open(file, "pt") as opened:
-                return opened.get_slice(name)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file}: tensor {name} cannot be read ({error}): download it again") from error
 
-
-def _names(file: Path) -> list[str]:
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
     try:
         with safe_open(file, "pt") as opened:
-            return list(opened.keys())
+            yield opened
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} is no safetensors file or a damaged one ({error}): download it again") from error
