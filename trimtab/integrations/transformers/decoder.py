@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...kernels.decoder_weights import DecoderWeights, FloatLinear, LayerWeights, Linear, RMSNorm
+from ...kernels.decoder_weights import DecoderWeights, LayerWeights, Linear, RMSNorm, linear_of
 from ...kernels.native import decoder as native
-from ...kernels.quantized_linear import Int8Linear
+from ...kernels.quantized_linear import Int8Linear, QuantizedLinear
 from .state import Window
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma3_text")
@@ -173,7 +173,8 @@ def supports(model: PreTrainedModel) -> bool:
         return False
     if getattr(config, "use_bidirectional_attention", False) or _activation(model) not in _ACTIVATIONS:
         return False
-    return all(type(model.get_submodule(name)) is nn.Linear for group in linear_groups(model) for name in group)
+    linears = [model.get_submodule(name) for group in linear_groups(model) for name in group]
+    return all(type(linear) is nn.Linear or isinstance(linear, QuantizedLinear) for linear in linears)
 
 
 def linear_groups(model: PreTrainedModel) -> list[tuple[str, ...]]:
@@ -250,5 +251,4 @@ def _optional_norm(parent: nn.Module, name: str) -> RMSNorm | None:
 
 def own_linear(model: PreTrainedModel, names: tuple[str, ...]) -> Linear:
     """The model's own weights of modules that read the same input, as they lie."""
-    modules = [model.get_submodule(name) for name in names]
-    return FloatLinear(tuple(module.weight for module in modules), tuple(module.bias for module in modules))
+    return linear_of([model.get_submodule(name) for name in names])

@@ -53,6 +53,9 @@ class LowBitModel:
     """The linears of one model in low bits; everything else is the model's own.
 
     Made by `quantize` or `load`. `forward` is what a `Runner` needs.
+
+    Attributes:
+        linears: by the names of the linears that each takes the place of; empty if the model's own are in low bits.
     """
 
     def __init__(self, model: PreTrainedModel, config: LowBitConfig, linears: dict[str, QuantizedLinear]) -> None:
@@ -68,6 +71,9 @@ class LowBitModel:
         The outlier channels are found with random token ids: they are a property of the weights, and text finds the
         same quality (docs/quantized-verification.md has the comparison).
 
+        A model whose linears are in low bits already (`quantize_`, `load_quantized`) is taken as it is: nothing is
+        rounded twice, `linears` is empty, and `forward` computes what the model does.
+
         Args:
             model: a causal LM that a `Runner` supports. It is not changed.
             config: the format, 8 bits by default.
@@ -77,6 +83,8 @@ class LowBitModel:
         """
         config = config or LowBitConfig()
         check_supported(model)
+        if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+            return cls(model, config, {})
         groups = _groups(model, config)
         magnitudes = _input_magnitudes(model, [group[0] for group in groups]) if config.outliers else {}
         linears = {}

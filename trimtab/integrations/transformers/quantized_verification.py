@@ -196,7 +196,8 @@ class _Call:
         low = method.prepare(model)
         longest = max(map(len, rows.prompts)) + max(max(map(rows.room, rows.active)), 0)
         state = SequenceState(len(rows.prompts), longest + method.window + 1)
-        self.lossless = method.mode == "lossless" and low is not None
+        # without linears of its own the low-bit model is the model itself: nothing to check against
+        self.lossless = method.mode == "lossless" and low is not None and bool(low.linears)
         limit = context_length(model)
         full = forward_of(model) if low is None or self.lossless else None
         self.full = None if full is None else Runner(full, state, model.device, limit)
