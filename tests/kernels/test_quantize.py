@@ -133,7 +133,7 @@ def test_scales_survive_a_change_of_dtype(format: Any) -> None:
 
 @torch.no_grad()
 def test_threads_may_make_the_first_call_together() -> None:
-    layer, linear = int4_layer()
+    layer, _ = int4_layer()
     x = torch.randn(4, 96)
     expected = copy.deepcopy(layer)(x)
     results: list[torch.Tensor] = []

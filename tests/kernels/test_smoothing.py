@@ -49,12 +49,10 @@ def test_products_of_gains_and_weights_stay_to_the_last_digits(family: str) -> N
     smooth_(smoothed, PROMPTS)
     for before, after in zip(model.model.layers, smoothed.model.layers, strict=True):
         norm = "pre_feedforward_layernorm" if offset else "post_attention_layernorm"
-        for source, reader in (("input_layernorm", "self_attn.k_proj"), (norm, "mlp.up_proj")):
+        for source in ("input_layernorm", norm):
             gains = [getattr(layer, source).weight + offset for layer in (before, after)]
             assert not torch.allclose(*gains, rtol=1e-2)
-        gate = [
-            (getattr(layer, norm).weight + offset) * layer.mlp.gate_proj.weight for layer in (before, after)
-        ]
+        gate = [(getattr(layer, norm).weight + offset) * layer.mlp.gate_proj.weight for layer in (before, after)]
         torch.testing.assert_close(*gate, rtol=1e-12, atol=1e-14)
         down = [
             layer.mlp.down_proj.weight * ((getattr(layer, norm).weight + offset) @ layer.mlp.up_proj.weight.T)
@@ -105,7 +103,7 @@ def test_outliers_cost_w8a8_less() -> None:
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ([], "calibration is empty"),
+        ([], "is empty"),
         (["text"], "token ids"),
         ([[1, 97]], r"calibration\[0\] .*0 to 96"),
         ([[1], []], r"calibration\[1\]"),
@@ -127,5 +125,5 @@ def test_bad_models() -> None:
         smooth_(nn.Linear(2, 2), PROMPTS)
     with pytest.raises(InputError, match="low bits already"):
         smooth_(quantize_(tiny("llama")), PROMPTS)
-    with pytest.raises(InputError, match="alpha is 1.5"):
+    with pytest.raises(InputError, match=r"alpha is 1\.5"):
         smooth_(tiny("llama"), PROMPTS, 1.5)

@@ -97,7 +97,9 @@ def quantize_(
         _check_groups(linears, group)
     if calibration is not None:
         if format != "w8a8":
-            raise InputError(f"calibration is given with format {format!r}, whose activations keep 16 bits: leave it out")
+            raise InputError(
+                f"calibration is given with format {format!r}, whose activations keep 16 bits: leave it out"
+            )
         smooth_(model, calibration, alpha)
     made: dict[int, QuantizedLinear] = {}
     for name, linear in linears.items():
@@ -120,7 +122,9 @@ def _linears(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
     for entry in skip:
         # the default has to fit models without a head, too
         if entry != "lm_head" and not any(_matches(entry, name) for name in modules):
-            raise InputError(f"skip names {entry!r}, which is no part of the name of any module of {type(model).__name__}")
+            raise InputError(
+                f"skip names {entry!r}, which is no part of the name of any module of {type(model).__name__}"
+            )
     found = {
         name: module
         for name, module in modules.items()
@@ -128,7 +132,7 @@ def _linears(model: nn.Module, skip: Sequence[str]) -> dict[str, nn.Linear]:
     }
     if not found:
         raise InputError(
-            f"model {type(model).__name__} has no torch.nn.Linear to quantise besides what skip={tuple(skip)!r} leaves out"
+            f"model {type(model).__name__} has no torch.nn.Linear to quantise beside what skip={tuple(skip)!r} names"
         )
     return found
 

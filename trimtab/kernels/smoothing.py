@@ -31,7 +31,7 @@ _LEAST = 1e-5
 class _Site:
     """Linears that read one input, and what that input is scaled by: a norm's gain or a linear's output channels."""
 
-    source: nn.Module
+    source: Any  # a norm, or the linear whose output is a factor of the input
     readers: tuple[nn.Linear, ...]
 
 

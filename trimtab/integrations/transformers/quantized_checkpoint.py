@@ -140,7 +140,9 @@ def quantization_of(directory: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"directory {str(directory)!r} has no config.json that can be read: {error.strerror}") from error
+        raise InputError(
+            f"directory {str(directory)!r} has no config.json that can be read: {error.strerror}"
+        ) from error
     except ValueError as error:
         raise InputError(f"{file} is damaged ({error}): download it again") from error
     about = config.get("quantization_config") if isinstance(config, dict) else None

@@ -210,7 +210,10 @@ def _with(part: str, **settings: Any) -> dict[str, Any]:
         (W8A8 | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
         (
             W8A8
-            | {"config_groups": W8A8["config_groups"] | {"group_1": _with("weights", num_bits=4)["config_groups"]["group_0"]}},
+            | {
+                "config_groups": W8A8["config_groups"]
+                | {"group_1": _with("weights", num_bits=4)["config_groups"]["group_0"]}
+            },
             "2 schemes",
         ),
         (about("pack-quantized", W4A16["config_groups"]["group_0"]["weights"] | {"num_bits": 8}), "4 bits"),

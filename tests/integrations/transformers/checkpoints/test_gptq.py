@@ -165,9 +165,7 @@ def test_settings_that_are_not_read(
         ("bias", torch.zeros(64)),
     ],
 )
-def test_tensors_that_do_not_fit(
-    biased: PreTrainedModel, tmp_path: Path, last: str, tensor: Tensor | None
-) -> None:
+def test_tensors_that_do_not_fit(biased: PreTrainedModel, tmp_path: Path, last: str, tensor: Tensor | None) -> None:
     write(biased, tmp_path, ABOUT | {"group_size": 32}, Pack(32, symmetric=True, act_order=False))
     change(tmp_path, f"{LAYER}.{last}", tensor)
     with pytest.raises(InputError) as refused:

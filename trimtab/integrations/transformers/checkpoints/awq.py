@@ -1,9 +1,9 @@
 """AWQ checkpoints (Lin et al. 2023, arXiv 2306.00978) in AutoAWQ's GEMM layout.
 
-    qweight [in, out / 8] int32    eight output channels a word: 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits up
-    qzeros  [in / group, out / 8] int32    zero points in the same order
-    scales  [in / group, out]
-    w[n, k] = scales[g, n] (q[k, n] - z[g, n])
+qweight [in, out / 8] int32    eight output channels a word: 0, 2, 4, 6, 1, 3, 5, 7 from the lowest bits up
+qzeros  [in / group, out / 8] int32    zero points in the same order
+scales  [in / group, out]
+w[n, k] = scales[g, n] (q[k, n] - z[g, n])
 """
 
 from __future__ import annotations

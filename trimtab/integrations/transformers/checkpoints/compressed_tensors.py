@@ -1,10 +1,10 @@
 """Checkpoints in compressed-tensors' formats, as LLM Compressor writes them.
 
-    int-quantized, W8A8:    weight [out, in] int8, weight_scale [out, 1]; activations per token, as they come
-    pack-quantized, W4A16:  weight_packed [out, in / 8] int32, eight input channels a word from the lowest bits up;
-                            weight_scale [out, groups]; weight_zero_point [out / 8, groups] int32, packed along the
-                            output channels; weight_g_idx [in] int32, perhaps: the group of each input channel
-                            w[n, k] = weight_scale[n, g] (q[n, k] - z[n, g]), both q and z kept plus 8
+int-quantized, W8A8:    weight [out, in] int8, weight_scale [out, 1]; activations per token, as they come
+pack-quantized, W4A16:  weight_packed [out, in / 8] int32, eight input channels a word from the lowest bits up;
+                        weight_scale [out, groups]; weight_zero_point [out / 8, groups] int32, packed along the
+                        output channels; weight_g_idx [in] int32, perhaps: the group of each input channel
+                        w[n, k] = weight_scale[n, g] (q[n, k] - z[n, g]), both q and z kept plus 8
 """
 
 from __future__ import annotations
@@ -119,9 +119,7 @@ def _essence(group: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | No
         defaults = {"num_bits": 8, "type": "int", "symmetric": True, "dynamic": False}
         chosen = {key: part.get(key, value) for key, value in defaults.items()}
         size = part.get("group_size")
-        strategy = part.get("strategy") or (
-            "tensor" if size is None else "channel" if size == -1 else "group"
-        )
+        strategy = part.get("strategy") or ("tensor" if size is None else "channel" if size == -1 else "group")
         return chosen | {"strategy": strategy, "group_size": size}
 
     return of(group.get("weights")) or {}, of(group.get("input_activations"))

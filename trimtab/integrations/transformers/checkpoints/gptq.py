@@ -1,7 +1,7 @@
 """GPTQ checkpoints (Frantar et al. 2022, arXiv 2210.17323), as AutoGPTQ and GPTQModel write them.
 
     qweight [in / 8, out] int32    eight input channels a word, from the lowest bits up
-    qzeros  [groups, out / 8] int32    eight output channels a word; format 1 holds the zero point less 1, format 2 itself
+    qzeros  [groups, out / 8] int32    eight output channels a word; in format 1 zero points less 1
     scales  [groups, out]
     g_idx   [in] int32    the group of each input channel; without it channel i is in group i // group_size
     w[n, k] = scales[g, n] (q[k, n] - z[g, n])

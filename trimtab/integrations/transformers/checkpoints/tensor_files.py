@@ -43,7 +43,9 @@ class TensorFiles:
             with _opened(directory / _WHOLE) as opened:
                 self._file = dict.fromkeys(opened.keys(), directory / _WHOLE)
         else:
-            raise InputError(f"directory {str(directory)!r} has neither {_WHOLE} nor {_INDEX}: convert it to safetensors")
+            raise InputError(
+                f"directory {str(directory)!r} has neither {_WHOLE} nor {_INDEX}: convert it to safetensors"
+            )
         self.directory = directory
 
     def __contains__(self, name: str) -> bool:
