@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 from typer.testing import CliRunner
@@ -153,6 +154,27 @@ def test_load_and_the_command_line(smollm2: Loaded, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["generate", *arguments, "--json"])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["text"] == expected
+
+
+def test_several_files(tmp_path: Path) -> None:
+    model = quantize_(tiny("llama"), "w4a16", group=32)
+    save_quantized(model, tmp_path)
+    whole = tmp_path / "model.safetensors"
+    tensors = load_file(whole)
+    whole.unlink()
+    places = {}
+    for part in range(3):
+        names = sorted(tensors)[part::3]
+        file = f"model-0000{part + 1}-of-00003.safetensors"
+        save_file({name: tensors[name] for name in names}, tmp_path / file, metadata={"format": "pt"})
+        places |= dict.fromkeys(names, file)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert torch.equal(logits(load_quantized(tmp_path)), logits(model))
+    name = "model.layers.1.mlp.up_proj.packed"
+    change = {other: tensors[other] for other in sorted(tensors) if places[other] == places[name]}
+    save_file(change | {name: torch.zeros(1)}, tmp_path / places[name], metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"{places[name]}: tensor {name} is float32"):
+        load_quantized(tmp_path)
 
 
 def test_models_in_full_precision_are_refused(tmp_path: Path, tiny_llama: PreTrainedModel) -> None:

@@ -164,7 +164,10 @@ def _without(
 
     # transformers makes every module that a checkpoint lacks anew, with memory and noise; these are not to be made.
     class Hollow(architecture):  # type: ignore[misc, valid-type]
-        _keys_to_ignore_on_load_unexpected = [rf"^{re.escape(name)}\." for name in linears]
+        _keys_to_ignore_on_load_unexpected = [
+            *(architecture._keys_to_ignore_on_load_unexpected or ()),
+            *(rf"^{re.escape(name)}\." for name in linears),
+        ]
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)

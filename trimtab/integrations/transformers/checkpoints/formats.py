@@ -98,8 +98,8 @@ def int4_linear(
     if not fitting or int(groups[-1]) >= len(scale) or int(groups[0]) < 0:
         raise InputError(
             f"{where} has {len(groups)} groups of {int(sizes.min())} to {int(sizes.max())} of {linear.in_features} "
-            f"input channels, numbered {int(groups[0])} to {int(groups[-1])}: groups 0 to {len(scale) - 1} of multiples "
-            f"of {min(w4.GROUPS)} channels are needed"
+            f"input channels, numbered {int(groups[0])} to {int(groups[-1])}: groups 0 to {len(scale) - 1} of "
+            f"multiples of {min(w4.GROUPS)} channels are needed"
         )
     order = None
     if (group_of.diff() < 0).any():  # channels of one group side by side, the activations in the same order
