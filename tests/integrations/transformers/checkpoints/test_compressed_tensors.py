@@ -72,7 +72,8 @@ def test_w8a8_of_a_real_model(two_layers: PreTrainedModel, tmp_path: Path) -> No
     plain = write(two_layers, tmp_path, W8A8, pack_w8)
     model = load_quantized(tmp_path, dtype=torch.float32)
     expected, found = plain(IDS).logits, model(IDS).logits
-    assert relative_error(found, RoundedInputs(plain).model(IDS).logits) < 1e-3
+    # a rounding that falls the other way costs a level of one activation; rounding them all costs 0.034
+    assert relative_error(found, RoundedInputs(plain).model(IDS).logits) < 1e-2
     assert (found.argmax(-1) == expected.argmax(-1)).float().mean() > 0.8
 
 
