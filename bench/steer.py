@@ -37,6 +37,7 @@ from bench.tasks.problem import records
 from trimtab.integrations.transformers.sentence_encoder import SentenceEncoder
 from trimtab.synthesis import Settings, Synthesizer
 from trimtab.synthesis.measures import measure
+from trimtab.synthesis.perplexity import perplexity
 
 TEMPERATURES = (0.7, 0.85, 1.0, 1.2, 1.4)
 GAMMAS = (0.0, 0.2, 0.5)
@@ -94,13 +95,16 @@ def main(
         )
         record = {"texts": [record.text for record in made], "seconds": time.perf_counter() - start}
         _file(folder, name).write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    judging, encoder = trimtab.load(judge), SentenceEncoder()
+    model, judging = trimtab.load(judge, dtype="bfloat16")
+    encoder = SentenceEncoder()
     figures: dict[str, Any] = {}
     for name in tqdm(settings, desc="measuring", unit="data set"):
         record = json.loads(_file(folder, name).read_text(encoding="utf-8"))
-        found = measure(record["texts"], reference, encoder=encoder, judge=judging)
+        # the judge on its own: it would read the reference again for every arm
+        found = measure(record["texts"], reference, encoder=encoder)
         figures[name] = {"seconds": record["seconds"]} | {one.name: one.generated for one in found}
-    real = {one.name: one.reference for one in found}
+        figures[name]["perplexity"] = perplexity(record["texts"], model, judging)
+    real = {one.name: one.reference for one in found} | {"perplexity": perplexity(reference, model, judging)}
     if json_file is not None:
         shown = {name: asdict(each) for name, each in settings.items()}
         result = {"provenance": provenance(), "settings": shown, "reference": real, "arms": figures}
