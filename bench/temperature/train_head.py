@@ -32,7 +32,7 @@ from bench.temperature.held_out import by_hand, more, spec_bench
 from bench.temperature.logistic import cross_validated
 from bench.temperature.training_prompts import Labelled, training_prompts
 from trimtab.decoding.temperature import ABILITIES
-from trimtab.integrations.transformers.sentence_encoder import REQUIREMENT, SentenceEncoder
+from trimtab.ability.sentence_encoder import REQUIREMENT, SentenceEncoder
 from trimtab.integrations.transformers.temperature_selector import HEAD, features
 from trimtab.synthesis.logistic import Head, fit
 

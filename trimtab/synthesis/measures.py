@@ -19,7 +19,7 @@ from .vectors import area_under_roc, auroc, cosine_between, pairwise_cosine
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ..integrations.transformers.sentence_encoder import SentenceEncoder
+    from ..ability.sentence_encoder import SentenceEncoder
 
 __all__ = [
     "Measure",

@@ -17,9 +17,9 @@ from tests.conftest import SIZES
 from trimtab import InputError, QuantizedVerification, TemperatureSelector
 from trimtab.decoding.score_table import ScoreTable
 from trimtab.decoding.temperature import ABILITIES
-from trimtab.integrations.transformers import sentence_encoder
+from trimtab.ability import sentence_encoder
 from trimtab.integrations.transformers.loading import Loaded
-from trimtab.integrations.transformers.sentence_encoder import INSTALL_COMMAND, MAX_TOKENS, SentenceEncoder
+from trimtab.ability.sentence_encoder import INSTALL_COMMAND, MAX_TOKENS, SentenceEncoder
 from trimtab.integrations.transformers.temperature_selector import HEAD, VIEWS, RowTemperatures, features, views
 
 RESULTS = Path(__file__).parents[3] / "bench" / "results" / "temperature_head.json"

