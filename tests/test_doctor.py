@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from trimtab import doctor
-from trimtab.cli import app
 from trimtab.ability import sentence_encoder
+from trimtab.cli import app
 from trimtab.integrations.transformers import embedded
 
 

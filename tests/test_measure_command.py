@@ -10,8 +10,8 @@ import pytest
 
 from tests.test_cli import invoke, refused
 from trimtab.ability import sentence_encoder
-from trimtab.integrations.transformers import loading
 from trimtab.ability.sentence_encoder import INSTALL_COMMAND
+from trimtab.integrations.transformers import loading
 from trimtab.measure_command import as_dict, print_table
 from trimtab.synthesis.measures import Measure
 

@@ -6,9 +6,10 @@ from importlib.util import find_spec
 import pytest
 from typer.testing import CliRunner, Result
 
-from trimtab.cli import app
 from trimtab.ability.sentence_encoder import INSTALL_COMMAND
-from trimtab.temperature_command import RULES, parameters
+from trimtab.cli import app
+from trimtab.decoding.score_table import parameters
+from trimtab.temperature_command import RULES
 
 PROMPT = "Translate to French: Where is the library?"
 encoder_installed = pytest.mark.skipif(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +13,6 @@ from .generate_command import read_prompt
 from .temperature_fit_command import fit
 
 RULES = ("expected", "likeliest")
-_COUNT = re.compile(r"(\d+(?:\.\d+)?)([MB])", re.IGNORECASE)
 
 temperature = typer.Typer(
     no_args_is_help=True, help="Choose a sampling temperature for a prompt, and measure a model for it."
@@ -62,6 +60,7 @@ def predict(
     text = read_prompt(prompt, prompt_file)
     from transformers.utils.logging import disable_progress_bar
 
+    from .decoding.score_table import parameters
     from .decoding.temperature import ABILITIES
     from .integrations.transformers.temperature_selector import TemperatureSelector
 
@@ -76,9 +75,3 @@ def predict(
     print(f"temperature {chosen:g}")
     for ability, share in sorted(abilities.items(), key=lambda item: -item[1]):
         print(f"  {ability:<4}  {share:.2f}")
-
-
-def parameters(model: str) -> str | float:
-    """A size such as 7B as a number of parameters; anything else is a name."""
-    count = _COUNT.fullmatch(model.strip())
-    return float(count[1]) * {"M": 1e6, "B": 1e9}[count[2].upper()] if count else model

@@ -31,9 +31,9 @@ from bench.provenance import provenance
 from bench.temperature.held_out import by_hand, more, spec_bench
 from bench.temperature.logistic import cross_validated
 from bench.temperature.training_prompts import Labelled, training_prompts
-from trimtab.decoding.temperature import ABILITIES
+from trimtab.ability.classifier import HEAD, features
 from trimtab.ability.sentence_encoder import REQUIREMENT, SentenceEncoder
-from trimtab.integrations.transformers.temperature_selector import HEAD, features
+from trimtab.decoding.temperature import ABILITIES
 from trimtab.synthesis.logistic import Head, fit
 
 app = typer.Typer(add_completion=False)

