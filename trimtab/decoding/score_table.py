@@ -84,8 +84,12 @@ class ScoreTable:
             raise InputError(f"model is {model:g} parameters and the table has no model of class {like}: give a name")
         return torch.stack([relative_scores(self.scores[name]) for name in members]).mean(0)
 
+    def holds(self, model: str | float) -> bool:
+        """Whether a model has rows of its own; names as in `relative`, a number of parameters has none."""
+        return isinstance(model, str) and _base_name(model) in map(str.lower, self.scores)
+
     def _find(self, model: str) -> str:
-        wanted = model.rstrip("/").rsplit("/", 1)[-1].lower()
+        wanted = _base_name(model)
         known = {name.lower(): name for name in self.scores}
         if wanted in known:
             return known[wanted]
@@ -126,6 +130,10 @@ def parameters(model: str) -> str | float:
     """A size such as 7B as a number of parameters; anything else is a name."""
     size = _SIZE.fullmatch(model.strip())
     return float(size[1]) * {"M": 1e6, "B": 1e9}[size[2].upper()] if size else model
+
+
+def _base_name(model: str) -> str:
+    return model.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def _scores(by_ability: dict[str, Any]) -> Tensor:

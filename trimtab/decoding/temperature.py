@@ -54,17 +54,18 @@ def choose_temperature(abilities: Tensor, scores: Tensor, grid: Tensor, rule: st
     return torch.where(best, grid, torch.inf).amin(-1)
 
 
-def scale_logits(logits: Tensor, temperatures: Tensor) -> Tensor:
+def scale_logits(logits: Tensor, temperatures: Tensor, out: Tensor | None = None) -> Tensor:
     """Divide each row by its temperature.
 
     Args:
         logits: `[rows, vocab]`.
         temperatures: `[rows]`, positive.
+        out: where the result goes, `logits` itself for one; None is a new tensor.
 
     Returns:
-        `[rows, vocab]`, a new tensor of the logits' dtype.
+        `[rows, vocab]` of the logits' dtype.
     """
-    return logits / temperatures.to(logits)[:, None]
+    return torch.div(logits, temperatures.to(logits)[:, None], out=out)
 
 
 def mutation_temperature(scores: Tensor, grid: Tensor) -> Tensor:

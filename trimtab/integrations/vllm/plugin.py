@@ -7,9 +7,11 @@ entry-point group into every engine, which changes the model runner or stops it 
 
 from __future__ import annotations
 
+from .metrics import expose
 from .versions import warn_once
 
 
 def register() -> None:
     """Make trimtab's models and formats known to vLLM; runs in every process, possibly several times."""
     warn_once()
+    expose()
