@@ -1,6 +1,7 @@
 """A vLLM engine in a process of its own: `run` gives it requests and takes what it wrote.
 
-As a script, it is that process: one JSON object on stdin, one in the file that its argument names, since vLLM logs on stdout.
+As a script, it is that process: one JSON object on stdin, one in the file that its argument names, since vLLM logs on
+stdout.
 """
 
 from __future__ import annotations
