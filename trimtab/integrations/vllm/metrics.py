@@ -93,7 +93,7 @@ def expose() -> None:
     directory = Path(tempfile.gettempdir(), f"trimtab-metrics-{os.getpid()}-{secrets.token_hex(8)}")
     # over that of a parent engine: what this one's children write is this one's
     os.environ[DIRECTORY] = str(directory)
-    REGISTRY.register(_Collector(directory))  # type: ignore[arg-type]
+    REGISTRY.register(_Collector(directory))
     atexit.register(_remove, directory, os.getpid())
 
 

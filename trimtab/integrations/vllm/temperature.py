@@ -23,7 +23,6 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
 from ...decoding.score_table import ScoreTable
 from ...decoding.temperature import ABILITIES, scale_logits
@@ -34,6 +33,14 @@ from .metrics import Counter, Histogram
 from .settings import settings
 from .temperature_choice import AUTO, Choice, TemperatureChoice
 from .trace import Stay, Trace
+
+try:
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
+except ImportError:  # before 0.31; the constructor says what is needed
+
+    class LogitsProcessorV2:  # type: ignore[no-redef]
+        """Stands in for the interface that is not there."""
+
 
 FIELD = "trimtab_temperature"
 TRACE_ID = "trimtab_trace_id"
@@ -118,6 +125,8 @@ class TemperatureProcessor(LogitsProcessorV1, LogitsProcessorV2):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow the batch."""
+        if batch_update is None:
+            return
         before = set(self._seats.values())
         if process_dict_updates(self._seats, batch_update, self._seat_v1):
             self._stale = True

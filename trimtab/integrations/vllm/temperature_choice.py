@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,8 @@ from .user_turn import UserTurn
 
 AUTO = "auto"
 SETTINGS = ("model", "table", "rule", "chat_template")
+
+logger = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
@@ -86,6 +89,13 @@ class TemperatureChoice:
         self._probabilities("Hello")
 
     def _choose(self, prompt: Sequence[int] | Tensor | None, ceiling: float) -> Choice:
+        try:
+            return self._read(prompt, ceiling)
+        except Exception:  # would be raised in the engine's step, and take every other request with it
+            logger.exception("a prompt could not be read: its request keeps its own temperature")
+            return Choice(None, None, None, ceiling)
+
+    def _read(self, prompt: Sequence[int] | Tensor | None, ceiling: float) -> Choice:
         ids = prompt.tolist() if isinstance(prompt, Tensor) else prompt
         text = self._turn.text(ids) if ids else ""
         if not text.strip():

@@ -59,7 +59,8 @@ class Trace:
 
     def __init__(self, path: str | Path) -> None:
         try:
-            self._file = Path(path).open("a", encoding="utf-8")  # noqa: SIM115 - open as long as the engine
+            # unbuffered: several engines may append to one file, and a write is whole
+            self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115 - open as long as the engine
         except OSError as error:
             raise InputError(f"trace is {str(path)!r}, which cannot be written: {error}") from error
         self._inbox: queue.SimpleQueue[tuple[Any, ...]] = queue.SimpleQueue()
@@ -123,8 +124,7 @@ class Trace:
         for stay in stays:
             stay.values.clear()
         try:
-            self._file.write(lines)
-            self._file.flush()
+            self._file.write(lines.encode())
         except OSError as error:  # a full disk must not stop an engine
             logger.warning("trimtab's trace cannot be written: %s", error)
 
