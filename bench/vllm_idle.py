@@ -38,9 +38,9 @@ OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "ma
 
 def work(address: str) -> None:
     """One engine: takes lists of prompts, answers with tokens and seconds."""
-    from vllm import LLM, SamplingParams
+    with Client(address) as line:  # before anything that can fail: who waits for it sees the end of the line
+        from vllm import LLM, SamplingParams
 
-    with Client(address) as line:
         model, tokens = line.recv()
         # drawn prompts are the same in every round: a prefix cache would leave nothing to prefill
         llm = LLM(model, enable_prefix_caching=False, **OPTIONS)

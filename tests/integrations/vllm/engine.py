@@ -47,7 +47,8 @@ def run(requests: list[dict[str, Any]], *, v2: bool = False, timeout: float = 58
         `v2` (the runner in use), `plugin` (whether trimtab's was loaded), `outputs` (by request a list of samples with
         `tokens` and `logprobs`), `metrics`, `seconds`.
     """
-    env = environment(**options.pop("env", {}))
+    # one process, where vLLM would start three: the server's tests have those
+    env = environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", **options.pop("env", {}))
     job = json.dumps({"options": SMALL | options, "requests": requests, "v2": v2})
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as answer:
         command = [sys.executable, "-m", "tests.integrations.vllm.engine", answer.name]
@@ -63,14 +64,14 @@ def main() -> None:
         from tests.integrations.vllm import v2_runner
 
         v2_runner.enable()
-    from vllm import LLM, SamplingParams
+    from vllm import LLM
 
     begin = time.perf_counter()
     llm = LLM(**job["options"])
     started = time.perf_counter()
     prompts = [request.pop("prompt") for request in job["requests"]]
     prompts = [{"prompt_token_ids": prompt} if isinstance(prompt, list) else prompt for prompt in prompts]
-    outputs = llm.generate(prompts, [SamplingParams(**request) for request in job["requests"]], use_tqdm=False)
+    outputs = llm.generate(prompts, [_params(**request) for request in job["requests"]], use_tqdm=False)
     done = time.perf_counter()
     result = {
         "v2": llm.llm_engine.vllm_config.use_v2_model_runner,
@@ -80,6 +81,13 @@ def main() -> None:
         "seconds": [started - begin, done - started],
     }
     Path(sys.argv[1]).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _params(logit_bias: dict[str, float] | None = None, **options: Any) -> Any:
+    from vllm import SamplingParams
+
+    # JSON's keys are texts
+    return SamplingParams(logit_bias=logit_bias and {int(token): bias for token, bias in logit_bias.items()}, **options)
 
 
 def _sample(sample: Any) -> dict[str, Any]:

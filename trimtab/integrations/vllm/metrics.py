@@ -87,8 +87,11 @@ def expose() -> None:
     global _exposed
     if _exposed or multiprocessing.parent_process() is not None or os.environ.get(_VLLM_DIRECTORY):
         return
+    try:
+        from prometheus_client import REGISTRY
+    except ImportError:  # no vLLM, and nobody who would scrape
+        return
     _exposed = True
-    from prometheus_client import REGISTRY
 
     directory = Path(tempfile.gettempdir(), f"trimtab-metrics-{os.getpid()}-{secrets.token_hex(8)}")
     # over that of a parent engine: what this one's children write is this one's
