@@ -103,13 +103,16 @@ class TemperatureProcessor(LogitsProcessorV1, LogitsProcessorV2):
         # every tensor-parallel rank samples alike: one of them speaks
         self._speaks = vllm_config.parallel_config.rank == 0
         self._trace = Trace(path) if path is not None and self._speaks else None
-        self._requests = runner[0] if len(runner) == 1 else None
-        self._device: torch.device = runner[0] if self._requests is None else self._requests.device
-        if self._requests is not None:
+        self._requests: Any = None
+        if len(runner) == 1:
+            self._requests = requests = runner[0]
+            self._device: torch.device = requests.device
             self._new: list[int] = []
             # of every slot; exactly 1 leaves a row as it is
-            self._host = torch.ones(self._requests.max_num_reqs)
+            self._host = torch.ones(requests.max_num_reqs)
             self._ratios = self._host.to(self._device)
+        else:
+            self._device = runner[0]
 
     def apply(self, logits: Tensor, ctx: Any = None) -> Tensor:
         """`[rows, vocab]` float32 logits, changed in place."""
