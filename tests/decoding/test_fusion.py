@@ -120,6 +120,16 @@ def test_constants_change_nothing_and_rows_are_independent() -> None:
     torch.testing.assert_close(step.alpha[4:5], alone.alpha, atol=1e-3, rtol=0)
 
 
+def test_rows_may_have_alphas_of_their_own() -> None:
+    large, base, experts = case(3, 2.0, 2)
+    alphas = torch.linspace(0, 2, len(large))
+    together = fuse(large, base, experts, alpha=alphas)
+    assert together.alpha.shape == (12, 2)
+    for row, alpha in enumerate(alphas.tolist()):
+        alone = fuse(large[[row]], base[[row]], experts[:, [row]], alpha=alpha)
+        torch.testing.assert_close(together.log_probs[[row]], alone.log_probs, atol=1e-5, rtol=0)
+
+
 def test_forbidden_tokens_are_as_if_not_in_the_vocabulary() -> None:
     large, base, experts = case(5, 1.0, 2)
     keep = torch.arange(40) % 3 != 0

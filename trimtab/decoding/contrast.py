@@ -38,7 +38,7 @@ def steer(
     base: Tensor | None,
     negative: Tensor | None,
     *,
-    gamma: float,
+    gamma: float | Tensor,
     eta: float,
     balanced: bool = False,
 ) -> Tensor:
@@ -51,6 +51,7 @@ def steer(
         expert: `[rows, vocab]` float32 log-probabilities of the expert.
         base: of its base; may be None with `gamma=0`.
         negative: of the expert after the negative context; may be None with `eta=0`.
+        gamma: a number, or `[rows, 1]` with one for each row.
 
     Returns:
         `[rows, vocab]` log-probabilities.
@@ -66,3 +67,8 @@ def steer(
 def plausible(scores: Tensor, beta: float) -> Tensor:
     """Bool `[rows, vocab]`: `p >= beta * max p` under `softmax(scores)` (Li et al. 2022, arXiv 2210.15097, eq. 4)."""
     return scores >= scores.amax(-1, keepdim=True) + math.log(beta)
+
+
+def widened(log_probs: Tensor, width: int) -> Tensor:
+    """`log_probs` with -inf for the ids up to `width` that not all models have."""
+    return torch.nn.functional.pad(log_probs, (0, width - log_probs.shape[-1]), value=-torch.inf)

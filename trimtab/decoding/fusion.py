@@ -51,7 +51,7 @@ def fuse(
     base: Tensor,
     experts: Tensor,
     *,
-    alpha: float | None = None,
+    alpha: float | Tensor | None = None,
     alpha_max: float = 2.0,
     active: Active = "one",
 ) -> Fusion:
@@ -63,7 +63,7 @@ def fuse(
         large: `[rows, vocab]` float32 scores, up to a constant per row.
         base: `[rows, vocab]` float32 finite logits of the small base.
         experts: `[experts, rows, vocab]` float32 finite logits.
-        alpha: for all experts, or None.
+        alpha: for all experts: a number, `[rows]` with one for each row, or None.
         alpha_max: the search covers `[0, alpha_max]`.
         active: `one`: the paper's rule, a single expert has an alpha above 0, found by one search for each;
             `all`: the minimum over all alphas together, never above that of `one`.
@@ -72,7 +72,7 @@ def fuse(
     log_p, push = parts.log_p, parts.push
     if alpha is not None:
         target = targets(parts)
-        chosen = push.new_full(push.shape[:2], alpha)
+        chosen = torch.as_tensor(alpha, dtype=push.dtype, device=push.device).view(-1, 1).expand(push.shape[:2])
         converged = torch.ones(len(push), dtype=torch.bool, device=push.device)
     else:
         found = fusion_alpha(large, base, experts, alpha_max=alpha_max, parts=parts)

@@ -19,9 +19,6 @@ from .module_forward import check_supported
 from .runner import Runner
 from .weights_stamp import weights_stamp
 
-MAX_PADDED_IDS = 512
-"""Logits beyond the tokenizer's ids that padding of the embedding may explain."""
-
 
 class AuxiliaryModel:
     """Logits of the next token after each of a batch of texts; each thread has keys and values of its own.
@@ -99,21 +96,6 @@ class AuxiliaryModel:
         return runner, kept
 
 
-def common_width(models: Sequence[tuple[str, int]]) -> int:
-    """Logits that all models have; the names are for the message.
-
-    Raises:
-        InputError: the widths differ by more than padding of one vocabulary.
-    """
-    (low_name, low), (high_name, high) = min(models, key=lambda m: m[1]), max(models, key=lambda m: m[1])
-    if high - low > MAX_PADDED_IDS:
-        raise InputError(
-            f"{low_name} has {low} logits and {high_name} has {high}: use models of one tokenizer "
-            f"(up to {MAX_PADDED_IDS} more are taken for padding)"
-        )
-    return low
-
-
 def check_device(name: str, model: PreTrainedModel, device: torch.device, other: str) -> None:
     """Refuse models that lie on different devices.
 
@@ -122,11 +104,6 @@ def check_device(name: str, model: PreTrainedModel, device: torch.device, other:
     """
     if model.device != device:
         raise InputError(f"{name} is on {model.device} and {other} on {device}: move them to one device")
-
-
-def widened(log_probs: Tensor, width: int) -> Tensor:
-    """`log_probs` with -inf for the ids up to `width` that not all models have."""
-    return torch.nn.functional.pad(log_probs, (0, width - log_probs.shape[-1]), value=-torch.inf)
 
 
 def _longest_prefix(text: tuple[int, ...], row: int, old: list[tuple[int, ...]]) -> tuple[int, int]:

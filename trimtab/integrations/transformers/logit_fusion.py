@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
+from ...decoding.contrast import widened
 from ...decoding.fusion import Active, fuse
 from ...errors import InputError
-from .auxiliary_model import AuxiliaryModel, check_device, common_width, widened
+from ...vocabularies import common_width
+from .auxiliary_model import AuxiliaryModel, check_device
 from .prompt_rows import PromptRows
 from .vocabulary import GeneratingModel, check_same_vocabulary
 

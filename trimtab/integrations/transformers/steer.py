@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, PreTrainedModel
 
-from ...decoding.contrast import plausible, steer
+from ...decoding.contrast import plausible, steer, widened
 from ...errors import InputError
-from .auxiliary_model import AuxiliaryModel, check_device, common_width, widened
+from ...vocabularies import common_width
+from .auxiliary_model import AuxiliaryModel, check_device
 from .prompt_rows import PromptRows, Row
 from .vocabulary import GeneratingModel, check_same_vocabulary
 
