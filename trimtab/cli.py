@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from . import __version__
 from .calibrate_command import calibrate
+from .compose_command import compose
 from .doctor import doctor
 from .errors import InputError
 from .generate_command import generate
@@ -103,6 +104,7 @@ app.command()(synthesize)
 app.command()(measure)
 app.command()(doctor)
 app.add_typer(calibrate, name="calibrate")
+app.add_typer(compose, name="compose")
 app.add_typer(temperature, name="temperature")
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from tests.integrations.vllm.engine import environment
+from tests.integrations.vllm.family import Family, write_family
 from trimtab.integrations.transformers.embedded import embedded_directory
 
 START_SECONDS = 580
@@ -69,6 +70,12 @@ Start = Callable[..., Server]
 @pytest.fixture(scope="session")
 def smollm2_directory() -> Path:
     return embedded_directory("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """Members of bench/family, in memory and as directories."""
+    return write_family(tmp_path_factory.mktemp("family"))
 
 
 @pytest.fixture(scope="session")

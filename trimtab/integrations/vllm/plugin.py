@@ -7,6 +7,7 @@ entry-point group into every engine, which changes the model runner or stops it 
 
 from __future__ import annotations
 
+from . import composite_config
 from .metrics import expose
 from .versions import warn_once
 
@@ -15,3 +16,4 @@ def register() -> None:
     """Make trimtab's models and formats known to vLLM; runs in every process, possibly several times."""
     warn_once()
     expose()
+    composite_config.register()

@@ -1,0 +1,74 @@
+"""Rows of one step with strengths of their own, held against float64 numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import log_softmax
+
+from trimtab.decoding.fusion import fuse
+from trimtab.integrations.vllm.composed_directory import Composition
+from trimtab.integrations.vllm.composed_scores import composed_scores
+from trimtab.integrations.vllm.strengths import SEARCH
+
+FUSION = Composition("fusion", ("A",), ("trimtab_base", "trimtab_expert_a", "trimtab_expert_b"), None)
+STEER = Composition("steer", ("A",), ("trimtab_base",), 0.2)
+
+
+def logits(count: int, rows: int = 6, vocab: int = 50) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(count)
+    return [2 * torch.randn(rows, vocab, generator=generator) for _ in range(count)]
+
+
+def test_fusion_row_by_row():
+    target, *members = logits(4)
+    strengths = torch.tensor([0.0, 0.5, SEARCH, 1.0, SEARCH, 2.5])
+    before = target.clone()
+    found = composed_scores(FUSION, target, members, strengths)
+    assert torch.equal(target, before)
+    searched = fuse(target, members[0], torch.stack(members[1:])).alpha.double().numpy()
+    p, q, *experts = (x.double().numpy() for x in (target, *members))
+    for row, strength in enumerate(strengths.tolist()):
+        alpha = searched[row] if strength == SEARCH else [strength] * 2
+        pushed = p[row] + sum(a * (e[row] - q[row]) for a, e in zip(alpha, experts, strict=True))
+        expected = p[row] if strength == 0 else log_softmax(pushed)
+        np.testing.assert_allclose(found[row].numpy(), expected, atol=1e-5)
+
+
+def test_steer_row_by_row():
+    expert, base = logits(2)
+    strengths = torch.tensor([0.0, 0.3, 0.0, 1.0, 0.1, 5.0])
+    found = composed_scores(STEER, expert, [base], strengths)
+    p, q = log_softmax(expert.double().numpy(), -1), log_softmax(base.double().numpy(), -1)
+    for row, gamma in enumerate(strengths.tolist()):
+        expected = expert[row].double().numpy() if gamma == 0 else log_softmax((1 + gamma) * p[row] - gamma * q[row])
+        np.testing.assert_allclose(found[row].numpy(), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_strength_zero_is_the_targets_own_logits(dtype):
+    target, *members = (x.to(dtype) for x in logits(4))
+    found = composed_scores(FUSION, target, members, torch.zeros(6))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, target.float())
+
+
+def test_a_row_does_not_see_the_others():
+    target, *members = logits(4)
+    strengths = torch.tensor([0.0, 0.5, SEARCH, 1.0, SEARCH, 2.5])
+    together = composed_scores(FUSION, target, members, strengths)
+    for row in range(6):
+        alone = composed_scores(FUSION, target[[row]], [x[[row]] for x in members], strengths[[row]])
+        torch.testing.assert_close(together[[row]], alone, atol=1e-5, rtol=0)
+
+
+def test_padded_ids_are_excluded_where_a_member_lacks_them():
+    target, *members = logits(4)
+    members[1] = members[1][:, :47]
+    found = composed_scores(FUSION, target, members, torch.tensor([0.0, SEARCH, 1.0, 0.0, 1.0, SEARCH]))
+    assert found.shape == target.shape
+    pushed = torch.tensor([1, 2, 4, 5])
+    assert (found[pushed][:, 47:] == -torch.inf).all()
+    torch.testing.assert_close(found[pushed].exp().sum(-1), torch.ones(4))
+    assert torch.equal(found[[0, 3]], target[[0, 3]])
