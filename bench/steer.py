@@ -49,9 +49,11 @@ app = typer.Typer(add_completion=False)
 
 
 def arms(common: dict[str, Any]) -> dict[str, Settings]:
-    """Plain sampling over temperatures, the paper's form over eta, and trimtab's form over gamma and eta."""
-    plain: dict[str, Any] = {"gamma": 0.0, "eta": 0.0, "plausibility": None}
-    found = {f"plain T={t:g}": Settings(**common, **plain, temperature=t) for t in TEMPERATURES}
+    """Plain sampling over temperatures, the same among plausible tokens (min-p), which is what trimtab's form gains
+    without steering; the paper's form over eta, and trimtab's form over gamma and eta."""
+    unsteered: dict[str, Any] = {"gamma": 0.0, "eta": 0.0}
+    found = {f"plain T={t:g}": Settings(**common, **unsteered, plausibility=None, temperature=t) for t in TEMPERATURES}
+    found |= {f"plausible T={t:g}": Settings(**common, **unsteered, temperature=t) for t in (1.0, 1.2, 1.4)}
     for eta in (0.2, 0.6):
         found[f"paper gamma=0.2 eta={eta:g}"] = Settings(
             **common, gamma=0.2, eta=eta, balanced=False, plausibility=None
@@ -98,13 +100,19 @@ def main(
     model, judging = trimtab.load(judge, dtype="bfloat16")
     encoder = SentenceEncoder()
     figures: dict[str, Any] = {}
+    real: dict[str, Any] = {}
     for name in tqdm(settings, desc="measuring", unit="data set"):
-        record = json.loads(_file(folder, name).read_text(encoding="utf-8"))
-        # the judge on its own: it would read the reference again for every arm
-        found = measure(record["texts"], reference, encoder=encoder)
-        figures[name] = {"seconds": record["seconds"]} | {one.name: one.generated for one in found}
-        figures[name]["perplexity"] = perplexity(record["texts"], model, judging)
-    real = {one.name: one.reference for one in found} | {"perplexity": perplexity(reference, model, judging)}
+        file = _file(folder, name)
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if "measures" not in record or not real:
+            # the judge on its own: it would read the reference again for every arm
+            found = measure(record["texts"], reference, encoder=encoder)
+            record["measures"] = {one.name: one.generated for one in found}
+            record["measures"]["perplexity"] = perplexity(record["texts"], model, judging)
+            file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            real = real or {one.name: one.reference for one in found}
+        figures[name] = {"seconds": record["seconds"]} | record["measures"]
+    real["perplexity"] = perplexity(reference, model, judging)
     if json_file is not None:
         shown = {name: asdict(each) for name, each in settings.items()}
         result = {"provenance": provenance(), "settings": shown, "reference": real, "arms": figures}

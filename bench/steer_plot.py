@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 
 _KINDS = {
     "plain": ("plain sampling, by temperature", "#5a5a5a", "o-"),
+    "plausible": ("the same among plausible tokens", "#cc79a7", "^-"),
     "paper": ("STEER as in the paper", "#e69f00", "s"),
     "balanced": ("STEER, balanced, plausible tokens", "#0072b2", "D"),
 }
