@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,15 +73,77 @@ class GateSettings:
             )
 
 
+class GateState(NamedTuple):
+    """What a gate knows of some rows; tensors on one device.
+
+    Attributes:
+        large: `[rows]` bool, whether the large model writes the next token.
+        mean: `[rows]` float64 bits, the rolling mean after the last token; 0 before the first.
+        recent: `[rows, window]` float64, the last entropies, as a ring.
+        weight: `[rows]` float64, sum of `d^k` of the exponential average.
+        tokens: `[rows]` int64, tokens seen.
+        stay: `[rows]` int64, tokens since the last switch.
+    """
+
+    large: Tensor
+    mean: Tensor
+    recent: Tensor
+    weight: Tensor
+    tokens: Tensor
+    stay: Tensor
+
+    @classmethod
+    def start(cls, rows: int, settings: GateSettings, device: torch.device | str = "cpu") -> GateState:
+        """Before the first token."""
+        none = torch.zeros(rows, dtype=torch.float64, device=device)
+        count = torch.zeros(rows, dtype=torch.long, device=device)
+        recent = none.new_zeros(rows, settings.window)
+        return cls(torch.full_like(count, settings.start_large, dtype=torch.bool), none, recent, none, count, count)
+
+    def take(self, rows: Tensor) -> GateState:
+        """Some of the rows."""
+        return GateState(*(field[rows] for field in self))
+
+    def write(self, rows: Tensor, state: GateState) -> GateState:
+        """A copy in which `rows` (distinct) are those of `state`."""
+        return GateState(*(mine.index_copy(0, rows, other) for mine, other in zip(self, state, strict=True)))
+
+
+def advance(state: GateState, entropy: Tensor, settings: GateSettings, *, upper: Tensor | None = None) -> GateState:
+    """Take in the entropy of one more token of each row and decide about the next ones.
+
+    No value is read on the host, so that a GPU need not be waited for.
+
+    Args:
+        state: before the token.
+        entropy: `[rows]` bits, of the model that wrote it.
+        settings: window or decay, least stay, thresholds.
+        upper: `[rows]` bits, thresholds of the rows' own; both of `settings` are then out of use.
+    """
+    tokens, stay, recent, weight = state.tokens + 1, state.stay + 1, state.recent, state.weight
+    entropy = entropy.double()
+    if settings.decay is not None:
+        weight = settings.decay * weight + 1
+        mean = state.mean + (entropy - state.mean) / weight
+    else:
+        place = (state.tokens % settings.window)[:, None]
+        recent = recent.scatter(1, place, entropy[:, None])
+        mean = recent.sum(-1) / tokens.clamp(max=settings.window)
+    if upper is None:
+        lower = settings.threshold if settings.lower_threshold is None else settings.lower_threshold
+        wanted = torch.where(state.large, mean > lower, mean > settings.threshold)
+    else:
+        wanted = mean > upper
+    least = settings.window if settings.min_stay is None else settings.min_stay
+    switch = (wanted != state.large) & (stay >= least)
+    return GateState(state.large ^ switch, mean, recent, weight, tokens, stay.masked_fill(switch, 0))
+
+
 class EntropyGate:
     """Which model writes the next token of each row; rows switch independently.
 
     The entropy of a token decides about the tokens after it. Before `window` tokens are there, the mean is over those
     that are; it goes on across switches, so it mixes the two models' entropies where `min_stay < window`.
-
-    Attributes:
-        large: `[rows]` bool, whether the large model writes the next token.
-        mean: `[rows]` float64 bits, the rolling mean after the last token; 0 before the first.
 
     Args:
         rows: number of rows.
@@ -89,15 +152,17 @@ class EntropyGate:
 
     def __init__(self, rows: int, settings: GateSettings) -> None:
         self._settings = settings
-        self._upper = settings.threshold
-        self._lower = settings.threshold if settings.lower_threshold is None else settings.lower_threshold
-        self._min_stay = settings.window if settings.min_stay is None else settings.min_stay
-        self.large = torch.full((rows,), settings.start_large)
-        self.mean = torch.zeros(rows, dtype=torch.float64)
-        self._recent = torch.zeros(rows, settings.window, dtype=torch.float64)
-        self._weight = torch.zeros(rows, dtype=torch.float64)  # sum of d^k
-        self._tokens = torch.zeros(rows, dtype=torch.long)
-        self._stay = torch.zeros(rows, dtype=torch.long)
+        self._state = GateState.start(rows, settings)
+
+    @property
+    def large(self) -> Tensor:
+        """`[rows]` bool, whether the large model writes the next token."""
+        return self._state.large
+
+    @property
+    def mean(self) -> Tensor:
+        """`[rows]` float64 bits, the rolling mean after the last token; 0 before the first."""
+        return self._state.mean
 
     def update(self, entropy: Tensor, rows: Sequence[int]) -> None:
         """Take in the entropy of one more token of some rows and decide about their next ones.
@@ -106,24 +171,8 @@ class EntropyGate:
             entropy: `[len(rows)]` bits, on any device.
             rows: the rows that got a token, each once.
         """
-        index = torch.tensor(rows)
-        self._average(entropy.double().cpu(), index)
-        mean, large = self.mean[index], self.large[index]
-        self._stay[index] += 1
-        wanted = torch.where(large, mean > self._lower, mean > self._upper)
-        switch = (wanted != large) & (self._stay[index] >= self._min_stay)
-        self.large[index] = large ^ switch
-        self._stay[index] = self._stay[index].masked_fill(switch, 0)
-
-    def _average(self, entropy: Tensor, index: Tensor) -> None:
-        window, decay = self._settings.window, self._settings.decay
-        if decay is not None:
-            self._weight[index] = decay * self._weight[index] + 1
-            self.mean[index] += (entropy - self.mean[index]) / self._weight[index]
-            return
-        self._recent[index, self._tokens[index] % window] = entropy
-        self._tokens[index] += 1
-        self.mean[index] = self._recent[index].sum(-1) / self._tokens[index].clamp(max=window)
+        index = torch.tensor(rows, dtype=torch.long)
+        self._state = self._state.write(index, advance(self._state.take(index), entropy.cpu(), self._settings))
 
 
 def rolling_means(entropies: Sequence[float], settings: GateSettings) -> list[float]:
