@@ -72,6 +72,15 @@ class GateSettings:
                 "give a lower_threshold of at most the threshold"
             )
 
+    @property
+    def lower(self) -> float:
+        """Bits that the mean must not exceed for the large model to hand back."""
+        return self.threshold if self.lower_threshold is None else self.lower_threshold
+
+
+Limits = tuple[Tensor, Tensor]
+"""`[rows]` bits each: above the first the small model hands over, at the second and below the large one hands back."""
+
 
 class GateState(NamedTuple):
     """What a gate knows of some rows; tensors on one device.
@@ -109,7 +118,7 @@ class GateState(NamedTuple):
         return GateState(*(mine.index_copy(0, rows, other) for mine, other in zip(self, state, strict=True)))
 
 
-def advance(state: GateState, entropy: Tensor, settings: GateSettings, *, upper: Tensor | None = None) -> GateState:
+def advance(state: GateState, entropy: Tensor, settings: GateSettings, limits: Limits | None = None) -> GateState:
     """Take in the entropy of one more token of each row and decide about the next ones.
 
     No value is read on the host, so that a GPU need not be waited for.
@@ -118,7 +127,7 @@ def advance(state: GateState, entropy: Tensor, settings: GateSettings, *, upper:
         state: before the token.
         entropy: `[rows]` bits, of the model that wrote it.
         settings: window or decay, least stay, thresholds.
-        upper: `[rows]` bits, thresholds of the rows' own; both of `settings` are then out of use.
+        limits: thresholds of the rows' own, instead of those of `settings`.
     """
     tokens, stay, recent, weight = state.tokens + 1, state.stay + 1, state.recent, state.weight
     entropy = entropy.double()
@@ -129,11 +138,8 @@ def advance(state: GateState, entropy: Tensor, settings: GateSettings, *, upper:
         place = (state.tokens % settings.window)[:, None]
         recent = recent.scatter(1, place, entropy[:, None])
         mean = recent.sum(-1) / tokens.clamp(max=settings.window)
-    if upper is None:
-        lower = settings.threshold if settings.lower_threshold is None else settings.lower_threshold
-        wanted = torch.where(state.large, mean > lower, mean > settings.threshold)
-    else:
-        wanted = mean > upper
+    upper, lower = limits or (settings.threshold, settings.lower)
+    wanted = torch.where(state.large, mean > lower, mean > upper)
     least = settings.window if settings.min_stay is None else settings.min_stay
     switch = (wanted != state.large) & (stay >= least)
     return GateState(state.large ^ switch, mean, recent, weight, tokens, stay.masked_fill(switch, 0))

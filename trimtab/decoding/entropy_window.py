@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .entropy_gate import GateSettings, GateState, advance
+from .entropy_gate import GateSettings, GateState, Limits, advance
 
 
 class Turns(NamedTuple):
@@ -46,6 +46,12 @@ class Turns(NamedTuple):
         bonus = (sampled == drafts + 1) & (drafts > 0) & ~self.own[rows, drafts]
         return sampled.long() - bonus.long()
 
+    def switches(self, written: Tensor) -> Tensor:
+        """How often the turn changed over so many tokens, `[rows]` int64."""
+        large = torch.stack([state.large for state in self.states], 1)
+        inside = torch.arange(large.shape[1] - 1, device=large.device) < written[:, None]
+        return ((large[:, 1:] != large[:, :-1]) & inside).sum(1)
+
     def after(self, written: Tensor) -> GateState:
         """The gate of each row after so many tokens of the window, `[rows]`; 0 leaves it as it was."""
         rows = torch.arange(len(written), device=written.device)
@@ -59,7 +65,7 @@ def turns(
     large_bits: Tensor,
     drafts: Tensor,
     settings: GateSettings,
-    upper: Tensor | None = None,
+    limits: Limits | None = None,
 ) -> Turns:
     """Who writes at each place of a window.
 
@@ -69,7 +75,7 @@ def turns(
         large_bits: `[rows, K + 1]` of the large model's, before each draft and after the last.
         drafts: `[rows]` int64, how many drafts a row really has, at most K.
         settings: of the gate.
-        upper: `[rows]` bits, thresholds of the rows' own.
+        limits: thresholds of the rows' own.
     """
     states, large, own = [state], [], []
     for place in range(large_bits.shape[1]):
@@ -80,6 +86,6 @@ def turns(
             bits = torch.where(turn | forced, bits, small_bits[:, place])
         own.append(turn)
         large.append(turn | forced)
-        state = advance(state, bits, settings, upper=upper)
+        state = advance(state, bits, settings, limits)
         states.append(state)
     return Turns(torch.stack(large, 1), torch.stack(own, 1), states)

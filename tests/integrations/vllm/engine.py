@@ -41,15 +41,16 @@ def run(requests: list[dict[str, Any]], *, v2: bool = False, timeout: float = 58
         requests: `prompt` (a text or token ids) and options of SamplingParams, each.
         v2: on the second model runner, in Triton's interpreter.
         timeout: seconds for all of it.
-        options: of `vllm.LLM`, and `env` for its process.
+        options: of `vllm.LLM`, `env` for its process, and `rpc`, a method of the workers to call at the end.
 
     Returns:
         `v2` (the runner in use), `plugin` (whether trimtab's was loaded), `outputs` (by request a list of samples with
-        `tokens` and `logprobs`), `metrics`, `seconds`.
+        `tokens` and `logprobs`), `metrics`, `seconds`, `rpc` (of the first worker).
     """
     # one process, where vLLM would start three: the server's tests have those
     env = environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", **options.pop("env", {}))
-    job = json.dumps({"options": SMALL | options, "requests": requests, "v2": v2})
+    rpc = options.pop("rpc", None)
+    job = json.dumps({"options": SMALL | options, "requests": requests, "v2": v2, "rpc": rpc})
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as answer:
         command = [sys.executable, "-m", "tests.integrations.vllm.engine", answer.name]
         done = subprocess.run(command, input=job, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
@@ -78,6 +79,7 @@ def main() -> None:
         "plugin": "trimtab.integrations.vllm.plugin" in sys.modules,
         "outputs": [[_sample(sample) for sample in output.outputs] for output in outputs],
         "metrics": {metric.name: value for metric in llm.get_metrics() if (value := getattr(metric, "value", None))},
+        "rpc": llm.collective_rpc(job["rpc"])[0] if job["rpc"] else None,
         "seconds": [started - begin, done - started],
     }
     Path(sys.argv[1]).write_text(json.dumps(result), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Entropy-adaptive decoding inside one vLLM engine, as speculative decoding with turns (decoding/entropy_window.py)."""
