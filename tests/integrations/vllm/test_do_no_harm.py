@@ -22,7 +22,7 @@ REQUESTS = [
 NGRAM = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3}
 COST = """
 import sys, time
-import prometheus_client  # vLLM has imported it by then
+import vllm.engine.arg_utils  # where plug-ins are loaded
 before, begin = set(sys.modules), time.process_time()
 from trimtab.integrations.vllm.plugin import register
 register()
@@ -42,16 +42,18 @@ def test_nothing_is_entered_where_vllm_changes_its_behaviour() -> None:
         assert [point.value for point in entry_points(group=group) if "trimtab" in point.value] == []
 
 
-def test_the_entry_point_imports_nothing_heavy() -> None:
-    pytest.importorskip("prometheus_client")
+@pytest.mark.slow
+def test_the_entry_point_imports_nothing_that_vllm_has_not() -> None:
+    pytest.importorskip("vllm")
     done = subprocess.run(
-        [sys.executable, "-c", COST], env=engine.environment(), capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", COST], env=engine.environment(), capture_output=True, text=True, timeout=300, check=True
     )
     seconds, packages = done.stdout.splitlines()
     loaded = set(packages.split())
     assert "trimtab" in loaded
-    assert loaded - {"trimtab", "__mp_main__"} <= sys.stdlib_module_names
-    assert float(seconds) < 0.2  # of processor time; 0.01 to 0.03 on an idle machine
+    # its registry of models and its metrics, which every engine imports
+    assert loaded - {"trimtab", "vllm", "transformers", "prometheus_client", "__mp_main__"} <= sys.stdlib_module_names
+    assert float(seconds) < 0.4  # of processor time; 0.04 on an idle machine
 
 
 @pytest.mark.slow

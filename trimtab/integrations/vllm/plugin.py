@@ -17,3 +17,6 @@ def register() -> None:
     warn_once()
     expose()
     composite_config.register()
+    from .quantization import config as quantization  # defines subclasses of vLLM's
+
+    quantization.register()
