@@ -29,7 +29,7 @@ $(VENV)/.demo: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	$(BIN)/python -m pip install -q -e ".[test]"
-	$(BIN)/python -m pip freeze --exclude-editable | grep -v "^numpy==" > $(VENV)/constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -vE "^(numpy|compressed-tensors)==" > $(VENV)/constraints.txt
 	$(BIN)/python -m pip install -q -c $(VENV)/constraints.txt "$(VLLM)"
 	$(BIN)/python -m pip uninstall -q -y $(CUDA_BUILDS)
 	touch $@

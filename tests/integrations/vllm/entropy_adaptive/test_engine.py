@@ -155,7 +155,9 @@ def test_texts_of_many_requests_are_those_of_transformers(family: Family) -> Non
     counts = result["rpc"]
     assert counts["small"] + counts["large"] == 2 * len(ours) * TOKENS + SAMPLES * SAMPLED["max_tokens"]
     assert counts["small"] == 2 * sum(row.tokens["small"] for _, row in expected) + SAMPLES
-    assert counts["switches"] == 2 * sum(row.switches for _, row in expected) + SAMPLES
+    switches = 2 * sum(row.switches for _, row in expected) + SAMPLES
+    # here the turn may change after the last token too
+    assert switches <= counts["switches"] <= switches + 2 * len(ours) + SAMPLES
     assert counts["passes"] < counts["small"] + counts["large"]
     sizes = {name: sum(one.numel() for one in model.parameters()) for name, model in family.models.items()}
     share = counts["large_share"]

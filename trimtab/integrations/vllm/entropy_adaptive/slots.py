@@ -19,7 +19,7 @@ class Counts:
     Attributes:
         small: tokens by the small model.
         large: tokens by the large model.
-        switches: changes of turn.
+        switches: changes of turn; after the last token there may be one more.
         passes: passes of the large model that wrote something.
     """
 
