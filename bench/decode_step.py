@@ -24,7 +24,7 @@ if __package__ in (None, ""):
 import torch
 from torch import Tensor
 
-from bench.kernels import memory_limit, take_turns, timer
+from bench.kernels import deciles, memory_limit, take_turns, timer
 from bench.provenance import load_average, provenance
 from bench.random_llama import FORMATS, Shape, Step, Weights, random_cache, random_weights
 
@@ -94,14 +94,13 @@ def measure(
             if window == 1:
                 decode = medians["bf16"]
             for name, times in taken.items():
-                ordered, rate = sorted(times), (weights[name].bytes + cache.bytes) / medians[name]
+                rate = (weights[name].bytes + cache.bytes) / medians[name]
                 yield Point(
                     format=name,
                     batch=batch,
                     window=window,
                     seconds=medians[name],
-                    low=ordered[len(ordered) // 10],
-                    high=ordered[-1 - len(ordered) // 10],
+                    **deciles(times),
                     gigabytes_per_second=rate / 1e9,
                     memory_share=rate / limit,
                     ratio=medians["bf16"] / medians[name],

@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -214,6 +214,12 @@ def take_turns(timers: Mapping[str, Callable[[], float]], seconds: float, most: 
     return taken
 
 
+def deciles(times: Sequence[float]) -> dict[str, float]:
+    """The first and the ninth, as `low` and `high`."""
+    ordered = sorted(times)
+    return {"low": ordered[len(ordered) // 10], "high": ordered[-1 - len(ordered) // 10]}
+
+
 def memory_limit(device: torch.device) -> float:
     """Bytes per second: a copy of 1 GiB, read and written, on a GPU; reading 256 MiB on a CPU, which weights are."""
     if device.type == "cuda":
@@ -239,7 +245,6 @@ def measure(
             for name, values in taken.items():
                 rate = built[name].bytes / medians[name]
                 single = medians.get("torch float32")
-                ordered = sorted(values)
                 yield Point(
                     arm=name,
                     shape=shape,
@@ -247,8 +252,7 @@ def measure(
                     out=out,
                     size=size,
                     seconds=medians[name],
-                    low=ordered[len(ordered) // 10],
-                    high=ordered[-1 - len(ordered) // 10],
+                    **deciles(values),
                     gigabytes_per_second=rate / 1e9,
                     memory_share=rate / limit,
                     ratio=medians["torch bf16"] / medians[name],

@@ -32,6 +32,16 @@ def entropy_bits(logits: Tensor, vocab_size: int | None = None) -> Tensor:
     return entropy.entropy_bits(logits[:, :vocab_size])
 
 
+def relative_cost(large_share: float, small_cost: float) -> float:
+    """The paper's cost of a token, 1 for the large model alone: `large_share + (1 - large_share) * small_cost`.
+
+    Args:
+        large_share: of the tokens.
+        small_cost: a token of the small model in tokens of the large one.
+    """
+    return large_share + (1 - large_share) * small_cost
+
+
 @dataclass(frozen=True, slots=True)
 class GateSettings:
     """When a row changes models.

@@ -30,6 +30,11 @@ _LARGEST_TILE = 64  # and these, or parts of them, in tiles: of 64 with AVX-512,
 _BLOCK = 128
 
 
+def largest_group(size: int) -> int | None:
+    """The largest of GROUPS that divides so many input channels, or None."""
+    return next((group for group in sorted(GROUPS, reverse=True) if size % group == 0), None)
+
+
 def quantize_weight(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor, Tensor]:
     """Asymmetric 4 bits per group of input channels.
 

@@ -146,6 +146,6 @@ def _check_groups(linears: dict[str, nn.Linear], group: int) -> None:
         raise InputError(f"group is {group!r}: give one of {', '.join(map(str, w4.GROUPS))}")
     for name, linear in linears.items():
         if linear.in_features % group:
-            fitting = [size for size in w4.GROUPS if not linear.in_features % size]
-            remedy = f"use group={fitting[-1]}" if fitting else "name it in skip, or use 8 bits"
+            fitting = w4.largest_group(linear.in_features)
+            remedy = f"use group={fitting}" if fitting else "name it in skip, or use 8 bits"
             raise InputError(f"{name} has {linear.in_features} input channels, no multiple of group={group}: {remedy}")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+from ...decoding.entropy_gate import relative_cost
 from .timed import Timed
 
 Speaker = Literal["small", "large"]
@@ -111,7 +112,7 @@ class EntropyAdaptiveStats(Timed):
 
         It leaves out prompts, switches and catch-up: `forward_tokens`, `passes` and `seconds` have them.
         """
-        return self.large_share + (1 - self.large_share) * self.small_cost
+        return relative_cost(self.large_share, self.small_cost)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the traces."""

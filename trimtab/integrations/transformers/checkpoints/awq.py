@@ -10,20 +10,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ....kernels.quantized_linear import Int4Linear
-from .formats import Checkpoint, int4_linear, nibbles
-from .tensor_files import FLOATS, TensorFiles
+from .formats import GroupedInt4, nibbles
+from .tensor_files import TensorFiles
 
 _PLACES = [0, 4, 1, 5, 2, 6, 3, 7]
 """Where in a word output channels 0 to 7 are."""
 
-_INT32 = (torch.int32,)
 
-
-class Awq(Checkpoint):
+class Awq(GroupedInt4):
     """`quant_method` "awq", 4 bits, `version` "gemm"."""
 
     marks = ("qweight", "qzeros", "scales")
@@ -38,24 +35,13 @@ class Awq(Checkpoint):
             raise self.refuse(f"version {version!r}", 'trimtab reads AWQ\'s layout "gemm"')
         if about.get("dynamic"):
             raise self.refuse("settings of single modules (dynamic)", "trimtab reads AWQ of one setting for all")
-        group = about.get("group_size", about.get("q_group_size"))
-        if not isinstance(group, int) or (group <= 0 and group != -1):
-            raise self.refuse(f"group_size {group!r}", "a number of channels, or -1 for all, is needed")
-        self._group = group
+        self.group = self.group_size(about.get("group_size", about.get("q_group_size")))
 
     def read(self, name: str, linear: nn.Linear) -> Int4Linear:
         """The low-bit module for a linear."""
-        size, out = linear.in_features, linear.out_features
-        group = size if self._group == -1 else self._group
-        groups = -(-size // group)
-        rule = f"{name} has {size} input and {out} output channels, groups of {group}, 4 bits"
-        words = self.tensors.read(f"{name}.qweight", [size, out // 8], _INT32, rule)
-        zeros = self.tensors.read(f"{name}.qzeros", [groups, out // 8], _INT32, rule)
-        scale = self.tensors.read(f"{name}.scales", [groups, out], FLOATS, rule)
-        group_of = torch.arange(size) // group
-        where = f"{self.tensors.where(f'{name}.qweight')}: {name}"
-        levels = _in_order(words).t().contiguous()
-        return int4_linear(levels, scale, _in_order(zeros), group_of, linear, self.bias(name, linear), where)
+        shape = [linear.in_features, linear.out_features // 8]
+        words, zeros, scale, group_of, _ = self.packed(name, linear, shape)
+        return self.made(name, linear, _in_order(words).t().contiguous(), scale, _in_order(zeros), group_of)
 
 
 def _in_order(words: Tensor) -> Tensor:

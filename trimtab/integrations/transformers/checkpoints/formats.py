@@ -52,12 +52,59 @@ class Checkpoint(ABC):
         """An error about a setting in config.json."""
         return InputError(f"{self.config_file}: quantization_config has {setting}: {rule}")
 
+    def group_size(self, value: Any) -> int:
+        """Input channels of a group as config.json has it, -1 for all.
+
+        Raises:
+            InputError: it is neither.
+        """
+        if not isinstance(value, int) or (value <= 0 and value != -1):
+            raise self.refuse(f"group_size {value!r}", "a number of channels, or -1 for all, is needed")
+        return value
+
     def bias(self, name: str, linear: nn.Linear) -> Tensor | None:
         """`[out]` in the model's dtype, or None if the linear has none."""
         if linear.bias is None:
             return None
         rule = f"one for each of the {linear.out_features} output channels of {name}"
         return self.tensors.read(f"{name}.bias", [linear.out_features], FLOATS, rule).to(linear.weight.dtype)
+
+
+class GroupedInt4(Checkpoint):
+    """What GPTQ and AWQ share: qweight, qzeros and scales, and how a group is said.
+
+    Attributes:
+        group: input channels that share a scale, -1 for all.
+    """
+
+    group: int
+
+    def packed(self, name: str, linear: nn.Linear, words: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor, str]:
+        """Words, zero points and scales as they lie in the files, the group of each input channel, and the rule.
+
+        Args:
+            name: of the linear.
+            linear: sizes.
+            words: shape of qweight.
+
+        Raises:
+            InputError: a tensor is missing or does not fit.
+        """
+        size, out = linear.in_features, linear.out_features
+        group = size if self.group == -1 else self.group
+        groups = -(-size // group)
+        rule = f"{name} has {size} input and {out} output channels, groups of {group}, 4 bits"
+        weight = self.tensors.read(f"{name}.qweight", words, (torch.int32,), rule)
+        zeros = self.tensors.read(f"{name}.qzeros", [groups, out // 8], (torch.int32,), rule)
+        scale = self.tensors.read(f"{name}.scales", [groups, out], FLOATS, rule)
+        return weight, zeros, scale, torch.arange(size) // group, rule
+
+    def made(
+        self, name: str, linear: nn.Linear, levels: Tensor, scale: Tensor, zeros: Tensor, group_of: Tensor
+    ) -> Int4Linear:
+        """The layer, by `int4_linear`; errors name the file of its qweight."""
+        where = f"{self.tensors.where(f'{name}.qweight')}: {name}"
+        return int4_linear(levels, scale, zeros, group_of, linear, self.bias(name, linear), where)
 
 
 def no_outliers(linear: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -18,14 +18,13 @@ import torch
 from torch import nn
 
 from ....kernels.quantized_linear import Int4Linear
-from .formats import Checkpoint, int4_linear, nibbles
-from .tensor_files import FLOATS, TensorFiles
+from .formats import GroupedInt4, nibbles
+from .tensor_files import TensorFiles
 
 _ONE_EACH = 0x11111111
-_INT32 = (torch.int32,)
 
 
-class Gptq(Checkpoint):
+class Gptq(GroupedInt4):
     """`quant_method` "gptq", 4 bits."""
 
     marks = ("qweight", "qzeros", "scales", "g_idx")
@@ -40,26 +39,15 @@ class Gptq(Checkpoint):
         if form not in ("gptq", "gptq_v2"):
             raise self.refuse(f"checkpoint_format {form!r}", 'trimtab reads "gptq" and "gptq_v2"')
         self._less_one = form == "gptq"
-        group = about.get("group_size", -1)
-        if not isinstance(group, int) or (group <= 0 and group != -1):
-            raise self.refuse(f"group_size {group!r}", "a number of channels, or -1 for all, is needed")
-        self._group = group
+        self.group = self.group_size(about.get("group_size", -1))
 
     def read(self, name: str, linear: nn.Linear) -> Int4Linear:
         """The low-bit module for a linear."""
         size, out = linear.in_features, linear.out_features
-        group = size if self._group == -1 else self._group
-        groups = -(-size // group)
-        rule = f"{name} has {size} input and {out} output channels, groups of {group}, 4 bits"
-        words = self.tensors.read(f"{name}.qweight", [size // 8, out], _INT32, rule)
-        zeros = self.tensors.read(f"{name}.qzeros", [groups, out // 8], _INT32, rule)
-        scale = self.tensors.read(f"{name}.scales", [groups, out], FLOATS, rule)
+        words, zeros, scale, group_of, rule = self.packed(name, linear, [size // 8, out])
         if f"{name}.g_idx" in self.tensors:
             group_of = self.tensors.read(f"{name}.g_idx", [size], (torch.int32, torch.int64), rule).long()
-        else:
-            group_of = torch.arange(size) // group
         if self._less_one:
             zeros = zeros + _ONE_EACH  # whole words, as GPTQModel takes it away: a 0 has borrowed from its neighbour
         levels = nibbles(words.t()).flatten(1)
-        where = f"{self.tensors.where(f'{name}.qweight')}: {name}"
-        return int4_linear(levels, scale, nibbles(zeros).flatten(1), group_of, linear, self.bias(name, linear), where)
+        return self.made(name, linear, levels, scale, nibbles(zeros).flatten(1), group_of)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ....decoding.entropy_gate import GateSettings, GateState
+from ....decoding.entropy_gate import GateSettings, GateState, relative_cost
 from ....decoding.entropy_window import Turns, turns
 
 
@@ -40,7 +40,7 @@ class Counts:
         Args:
             small_to_large: parameters of the small model over those of the large one.
         """
-        return self.large_share + (1 - self.large_share) * small_to_large
+        return relative_cost(self.large_share, small_to_large)
 
     def as_dict(self) -> dict[str, int]:
         """For JSON."""

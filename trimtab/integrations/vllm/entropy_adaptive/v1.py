@@ -1,9 +1,8 @@
 """Entropy-adaptive decoding on vLLM's model runner V1. Tested with vLLM 0.32.
 
 Touched: `GPUModelRunner._sample`, `._update_states`, `.drafter._sample_draft_tokens`, `.drafter.propose`,
-`.input_batch.req_ids`,
-`.requests`, `.discard_request_mask`; `SpecDecodeMetadata.num_draft_tokens`; the layout of verification logits (a
-request's drafts and one more row, request after request).
+`.input_batch.req_ids`, `.requests`, `.discard_request_mask`; `SpecDecodeMetadata.num_draft_tokens`; the layout of
+verification logits (a request's drafts and one more row, request after request).
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ class RunnerV1:
         self._row: dict[str, int] = {}
         self._drafted: tuple[Tensor, Tensor] | None = None  # `[rows, K, vocab]` and `[rows, K]`
         self._verify, self._update = runner._sample, runner._update_states
-        self._propose, self._draft = runner.drafter.propose, runner.drafter._sample_draft_tokens
+        self._propose = runner.drafter.propose
         runner._sample, runner._update_states = self._sample, self._updating
         runner.drafter.propose, runner.drafter._sample_draft_tokens = self._proposing, self._drafting
 

@@ -93,16 +93,17 @@ def _turn_taking(base: type[RejectionSampler], gates: GateSlots) -> type:
             rows = input_batch.cu_num_logits.diff().long()
             drafts = self._drafts(input_batch, first, rows, length)
             place = torch.arange(length + 1, device=logits.device)
-            large_bits = entropy_bits(logits)[first[:, None] + torch.minimum(place, rows[:, None] - 1)]
-            vocab = draft_logits.shape[-1]
-            small_bits = entropy_bits(draft_logits[slots].reshape(-1, vocab)).view(len(slots), length)
-            window = gates.turns(slots, small_bits, large_bits, drafts)
-
+            rows_at = first[:, None] + torch.minimum(place, rows[:, None] - 1)  # the last one repeated
+            large_bits = entropy_bits(logits)[rows_at]
             owner = torch.arange(len(slots), device=logits.device).repeat_interleave(rows, output_size=len(logits))
             at = input_batch.expanded_local_pos[: len(logits)].long()
-            small = draft_logits[slots[owner], at.clamp(max=length - 1), : logits.shape[-1]].to(logits.dtype)
+            # beside each row of the large model's; beside a request's last one any, which nobody reads
+            small = draft_logits[slots[owner], at.clamp(max=length - 1), : logits.shape[-1]]
+            small_bits = entropy_bits(small)[rows_at[:, :length]]
+            window = gates.turns(slots, small_bits, large_bits, drafts)
             speaks = (~window.large[owner, at])[:, None] & (logits > -torch.inf)
-            output = super().__call__(torch.where(speaks, small, logits), input_batch, draft_logits, invalid_drafts)
+            mixed = torch.where(speaks, small.to(logits.dtype), logits)
+            output = super().__call__(mixed, input_batch, draft_logits, invalid_drafts)
 
             reading = output.num_sampled == 0
             written = window.written(output.num_sampled, drafts).masked_fill(reading, 0)

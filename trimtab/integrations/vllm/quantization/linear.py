@@ -47,11 +47,11 @@ class LowBitLinearMethod(OnlineLinearBase):
             InputError: a group does not divide the layer's input channels.
         """
         if self._format == "w4a16" and input_size_per_partition % self._group:
-            fitting = [group for group in w4.GROUPS if input_size_per_partition % group == 0]
+            fitting = w4.largest_group(input_size_per_partition)
             raise InputError(
                 f"group {self._group} does not divide the {input_size_per_partition} input channels of "
                 f"{getattr(layer, 'prefix', 'a linear')}: "
-                + (f"give {fitting[-1]}" if fitting else "leave it out by ignore")
+                + (f"give {fitting}" if fitting else "leave it out by ignore")
             )
         super().create_weights(layer, input_size_per_partition, *sizes, **more)
 
