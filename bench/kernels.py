@@ -5,7 +5,8 @@
 
 Every point is a median of calls that take turns with those of the other arms, and that each meet a copy of the weights
 that no cache holds any more. The memory limit is that of a large copy (GPU) or a large sum (CPU) in the same process.
-Needs torch, and matplotlib for the plot; Triton on a GPU.
+Needs torch, and matplotlib for the plot; Triton on a GPU. On a CPU the peers that are installed run too
+(bench/kernel_peers.py).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.kernel_peers import peers
 from bench.provenance import load_average, provenance
 from trimtab.kernels import linear_w4a16 as w4
 from trimtab.kernels import linear_w8a8 as w8
@@ -110,6 +112,12 @@ def arms(out: int, size: int, device: torch.device, cache: int) -> Iterator[tupl
     if device.type == "cpu":
         yield "torch int8 (_int_mm)", _arm(_torch_int8, (levels, scale), dtype, cache)
         yield "W4A16 g32", _arm(_w4a16(out), w4.pack(*w4.quantize_weight(weight)), dtype, cache)
+        for peer in peers():
+            size_of_one = weight.numel() * peer.bits // 8
+            yield (
+                peer.name,
+                Arm([peer.make(weight) for _ in range(_copies(cache, size_of_one))], peer.dtype, size_of_one),
+            )
         return
     yield "W8A16", _arm(lambda q, s: lambda x: linear_w8a16(x, q, s), (levels, scale), dtype, cache)
     for group in (128, 32):
@@ -155,8 +163,11 @@ def _torch_int8(weight: Tensor, scale: Tensor) -> Call:
 
 def _arm(make: Callable[..., Call], tensors: tuple[Tensor, ...], dtype: torch.dtype, cache: int) -> Arm:
     size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-    copies = min(64, max(1, -(-cache // size)))
-    return Arm([make(*(tensor.clone() for tensor in tensors)) for _ in range(copies)], dtype, size)
+    return Arm([make(*(tensor.clone() for tensor in tensors)) for _ in range(_copies(cache, size))], dtype, size)
+
+
+def _copies(cache: int, size: int) -> int:
+    return min(64, max(1, -(-cache // size)))
 
 
 def timer(call: Callable[[int], object], device: torch.device, repeats: int = 1) -> Callable[[], float]:
@@ -310,6 +321,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
+    torch.set_grad_enabled(False)
     known = SHAPES if device.type == "cuda" else CPU_SHAPES
     wanted = options.shapes or list(known)
     shapes = {name: shape for name, shape in known.items() if any(part in name for part in wanted)}
