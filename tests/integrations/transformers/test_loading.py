@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import json
 import math
@@ -629,6 +630,15 @@ def test_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="set TRIMTAB_CACHE") as error:
         load(path)
     one_line(error)
+
+
+def test_gguf_where_transformers_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but GGUF files works before 5.18, so the module that needs more is imported last."""
+    name = "trimtab.integrations.transformers.gguf_conversion"
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "transformers.integrations.gguf", None)
+    with pytest.raises(InputError, match=r"GGUF files need transformers 5\.18 or newer and .* is installed"):
+        importlib.import_module(name)
 
 
 def test_names_are_listed() -> None:

@@ -2,6 +2,8 @@
 
 transformers 5 reads weights and configuration of a GGUF file well; of the tokenizer it leaves out what the
 file says about `<bos>`, and for some vocabularies how numbers are split. Both are mended here.
+
+Raises InputError on import where transformers is older than its present GGUF reader.
 """
 
 from __future__ import annotations
@@ -11,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GgufConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
-from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from ...errors import InputError
 from .causal import check_causal
 from .gguf_header import GgufHeader, read_header
+
+try:
+    from transformers import GgufConfig
+    from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+except ImportError as error:
+    raise InputError(
+        f"GGUF files need transformers 5.18 or newer and {transformers.__version__} is installed: "
+        'pip install "transformers>=5.18,<5.20", or give a model in safetensors'
+    ) from error
 
 _DIGIT_SPLITTING = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
 """Values of `tokenizer.ggml.pre` for which llama.cpp cuts every digit off before the GPT-2 pattern."""

@@ -14,7 +14,6 @@ from ...errors import InputError
 from .causal import check_causal
 from .conversion_cache import converted, file_fingerprint, say
 from .embedded import MODELS, embedded_directory
-from .gguf_conversion import convert
 from .gguf_header import read_header
 from .optional import require
 from .quantized_checkpoint import is_readable, load_quantized
@@ -131,7 +130,14 @@ def _gguf_directory(path: Path) -> Path:
         fingerprint = file_fingerprint(source)
     except OSError as error:
         raise InputError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    return converted(source.stem, fingerprint, lambda target: convert(source, target, say))
+
+    def build(target: Path) -> None:
+        # Here, not above: of transformers before 5.18 only what reads GGUF files cannot be imported.
+        from .gguf_conversion import convert
+
+        convert(source, target, say)
+
+    return converted(source.stem, fingerprint, build)
 
 
 def _not_found(name: str, error: Exception) -> InputError:
