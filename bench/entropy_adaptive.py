@@ -100,7 +100,7 @@ def main(
     if plot is not None:
         from bench.frontier_plot import draw  # matplotlib takes a second and is not always wanted
 
-        draw(summary, plot, title=f"{name}, n = {len(problems)}: {_short(large)} with {_short(small)}")
+        draw(summary, plot, title=f"{name}, n = {len(problems)}\n{_short(large)} with {_short(small)}")
     _show(summary, f"{name}: {large} with {small}, {len(problems)} problems")
 
 

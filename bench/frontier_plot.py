@@ -39,7 +39,7 @@ def draw(arms: Mapping[str, Mapping[str, Any]], path: Path, *, title: str) -> No
         axes.annotate(label, (shares[arm], accuracy["value"]), fontsize=8, xytext=(5, 4), textcoords="offset points")
     axes.set_xlabel("share of tokens written by the large model")
     axes.set_ylabel("accuracy, 95% intervals")
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
