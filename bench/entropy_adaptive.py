@@ -40,7 +40,12 @@ from bench.tasks import arithmetic, humaneval
 from bench.tasks.problem import Problem, records
 from trimtab.integrations.transformers.padding import pad_left
 
-TASKS = {"humaneval": humaneval.problems, "gsm8k": arithmetic.gsm8k, "svamp": arithmetic.svamp}
+TASKS = {
+    "humaneval": humaneval.problems,
+    "gsm8k": arithmetic.gsm8k,
+    "svamp": arithmetic.svamp,
+    "svamp_short": arithmetic.svamp_short,
+}
 ENDS = ("small", "large")
 Row = dict[str, Any]
 

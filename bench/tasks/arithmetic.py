@@ -10,7 +10,11 @@ from typing import Any
 
 from bench.tasks.problem import Problem, records
 
-_ASKED = (
+_REASONED = (
+    "{question}\n\nReason step by step: write each calculation down before you use its result. "
+    "End with one line that says 'Answer:' and the number, without a unit."
+)
+_SHORT = (
     "{question}\n\nThink step by step, in as few words as you can. "
     "End with one line that says 'Answer:' and the number, without a unit."
 )
@@ -25,9 +29,14 @@ def gsm8k(path: Path) -> list[Problem]:
     ]
 
 
-def svamp(path: Path) -> list[Problem]:
+def svamp(path: Path, asked: str = _REASONED) -> list[Problem]:
     """The problems of a file with `ID`, `Body`, `Question` and `Answer`."""
-    return [_problem(record["ID"], _svamp_question(record), str(record["Answer"])) for record in records(path)]
+    return [_problem(record["ID"], _svamp_question(record), str(record["Answer"]), asked) for record in records(path)]
+
+
+def svamp_short(path: Path) -> list[Problem]:
+    """The same, asked so that small models answer at once, in about ten tokens."""
+    return svamp(path, _SHORT)
 
 
 def right(expected: float, written: str) -> bool:
@@ -45,11 +54,11 @@ def number(text: str, *, first: bool) -> float | None:
     return float(found[0 if first else -1].replace(",", "")) if found else None
 
 
-def _problem(name: str, question: str, answer: str) -> Problem:
+def _problem(name: str, question: str, answer: str, asked: str = _REASONED) -> Problem:
     expected = number(answer, first=False)
     if expected is None:
         raise ValueError(f"{name}: the answer {answer!r} has no number")
-    return Problem(name, _ASKED.format(question=question.strip()), "", (), partial(right, expected))
+    return Problem(name, asked.format(question=question.strip()), "", (), partial(right, expected))
 
 
 def _svamp_question(record: dict[str, Any]) -> str:
