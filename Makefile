@@ -37,8 +37,12 @@ $(VENV)/.test: pyproject.toml $(VENV)/.demo
 demo: $(VENV)/.demo  ## install into .venv and show trimtab beside plain generate
 	$(BIN)/python bench/demo.py
 
+# Engines of vLLM run on one thread each, so two at a time; everything else wants the machine to itself.
+ENGINES = tests/integrations/vllm
+
 test: check  ## everything CI runs
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ENGINES)
+	$(BIN)/python -m pytest $(addprefix --ignore=,$(ENGINES))
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
