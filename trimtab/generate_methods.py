@@ -31,7 +31,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 }
 """By the names of the options, dashes as underscores; one name may serve two methods."""
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
+CHOICES: dict[str, tuple[Any, ...]] = {
     "mode": ("quantized", "lossless"),
     "bits": (8, 4, 16),
     "drafter": ("prompt_lookup", "none"),
@@ -84,8 +84,8 @@ def check_method(method: str, settings: dict[str, Any]) -> None:
             owner = next(other for other, names in OPTIONS.items() if name in names)
             unused(name, value, f"--method {method}", f"use --method {owner}")
     for name, value in settings.items():
-        if name in _CHOICES:
-            one_of(name, value, _CHOICES[name])
+        if name in CHOICES:
+            one_of(name, value, CHOICES[name])
         if name in _LEAST:
             at_least(name, value, _LEAST[name])
     if method == "quantized":
