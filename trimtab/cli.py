@@ -22,6 +22,7 @@ from .doctor import doctor
 from .errors import InputError
 from .generate_command import generate
 from .measure_command import measure
+from .sweep_command import sweep
 from .synthesize_command import synthesize
 from .temperature_command import temperature
 
@@ -102,6 +103,7 @@ app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=
 app.callback()(_root)
 app.command()(generate)
 app.command()(ab)
+app.command()(sweep)
 app.command()(synthesize)
 app.command()(measure)
 app.command()(doctor)
