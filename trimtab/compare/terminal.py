@@ -137,14 +137,14 @@ def table(found: Sequence[Figure]) -> Table:
 
 def groups_table(groups: dict[str, list[Figure]]) -> Table:
     """Speed, and accuracy or agreement, of each group."""
-    made = _table("by group", "A tokens/s", "B tokens/s", "B against A", "95% interval", "quality", "95% interval")
+    made = _table("by group", "speed, B against A", "95% interval", "quality", "95% interval")
     for name, found in sorted(groups.items()):
         speed = next((each for each in found if each.name == "tokens_per_second"), None)
         quality = next((each for each in found if each.name in ("accuracy", "agreement")), None)
         if speed is None:
             continue
         last = ("", "") if quality is None else (change(quality), interval(quality))
-        made.add_row(name, f"{speed.a:.1f}", f"{speed.b:.1f}", change(speed), interval(speed), *last)
+        made.add_row(name, change(speed), interval(speed), *last)
     return made
 
 
