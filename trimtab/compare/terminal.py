@@ -103,26 +103,28 @@ def show_sweep(sweep: Sweep, console: Console) -> None:
     console.print(
         f"{len(sweep.prompts)} prompts of {settings['prompts']}, up to {settings['max_new_tokens']} tokens{task}\n"
     )
-    made = _table(
-        "", "tokens/s", "against baseline", "95% interval", sweep.quality, "95% interval", "failed", "frontier"
-    )
+    made = _table("", "tokens/s", "speed", "95% interval", sweep.quality, "points", "frontier")
     first = {figure.name: figure for point in sweep.points[:1] for figure in point.figures}
-    own = [f"{first['tokens_per_second'].a:.1f}"] if "tokens_per_second" in first else ["-"]
+    own = f"{first['tokens_per_second'].a:.1f}" if "tokens_per_second" in first else "-"
     quality = f"{100 * first[sweep.quality].a:.1f}%" if sweep.quality in first else "-"
-    made.add_row(
-        "baseline", *own, "", "", quality, "", str(sweep.baseline["failures"]), "*" if sweep.baseline["pareto"] else ""
-    )
+    mark = {True: "*", False: ""}
+    label = _with_failures("baseline", sweep.baseline["failures"])
+    made.add_row(label, own, "", "", quality, "", mark[sweep.baseline["pareto"]])
     for point in sweep.points:
         found = {figure.name: figure for figure in point.figures}
         cells = ["-"] * 5
         if speed := found.get("tokens_per_second"):
             cells[:3] = f"{speed.b:.1f}", change(speed), interval(speed)
         if good := found.get(sweep.quality):
-            cells[3:] = f"{100 * good.b:.1f}%", interval(good)
-        made.add_row(point.label, *cells, str(point.failures), "*" if point.pareto else "")
+            cells[3:] = f"{100 * good.b:.1f}%", f"{100 * good.change:+.1f}"
+        made.add_row(_with_failures(point.label, point.failures), *cells, mark[point.pareto])
     console.print(made)
     for sentence in sweep.verdict:
         console.print(sentence, markup=False)
+
+
+def _with_failures(label: str, count: int) -> str:
+    return f"{label} ({count} failed)" if count else label
 
 
 def table(found: Sequence[Figure]) -> Table:
@@ -137,7 +139,7 @@ def table(found: Sequence[Figure]) -> Table:
 
 def groups_table(groups: dict[str, list[Figure]]) -> Table:
     """Speed, and accuracy or agreement, of each group."""
-    made = _table("by group", "speed, B against A", "95% interval", "quality", "95% interval")
+    made = _table("by group", "speed", "95% interval", "quality", "95% interval")
     for name, found in sorted(groups.items()):
         speed = next((each for each in found if each.name == "tokens_per_second"), None)
         quality = next((each for each in found if each.name in ("accuracy", "agreement")), None)
@@ -168,5 +170,9 @@ def _table(*names: str) -> Table:
 
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(names):
-        made.add_column(name, justify="left" if place == 0 else "right", no_wrap=True)
+        # a long label breaks, a number never
+        if place:
+            made.add_column(name, justify="right", no_wrap=True)
+        else:
+            made.add_column(name, min_width=12, overflow="fold")
     return made
