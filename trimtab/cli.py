@@ -15,12 +15,14 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
+from .ab_command import ab
 from .calibrate_command import calibrate
 from .compose_command import compose
 from .doctor import doctor
 from .errors import InputError
 from .generate_command import generate
 from .measure_command import measure
+from .sweep_command import sweep
 from .synthesize_command import synthesize
 from .temperature_command import temperature
 
@@ -100,6 +102,8 @@ def _root(
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.callback()(_root)
 app.command()(generate)
+app.command()(ab)
+app.command()(sweep)
 app.command()(synthesize)
 app.command()(measure)
 app.command()(doctor)

@@ -38,7 +38,7 @@ class Record:
     Attributes:
         id: of the prompt, as its file names it.
         group: the task it is reported under.
-        side: `a` or `b`.
+        side: `a` or `b`; in a sweep `baseline` or the label of a point.
         round: from 0; each round decodes every prompt once with each side.
         first: whether this side went before the other one here.
         text: what was generated.
@@ -54,7 +54,7 @@ class Record:
 
     id: str
     group: str
-    side: Side
+    side: str
     round: int
     first: bool
     text: str
@@ -86,7 +86,7 @@ class Figure:
     """A measured figure of both sides and what may be said of their difference.
 
     Attributes:
-        name: `tokens_per_second`, `first_token_seconds`, `seconds_per_token`, `tokens`, `accuracy`.
+        name: `tokens_per_second`, `first_token_seconds`, `seconds_per_token`, `tokens`, `accuracy`, `agreement`.
         a: of side A, over all prompts.
         b: of side B.
         kind: whether `change` is `ratio`, B over A, or `difference`, B less A.
@@ -137,4 +137,54 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with the format's number."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": FORMAT, "kind": "ab", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One setting of a sweep beside the baseline, which is side A of its figures.
+
+    Attributes:
+        label: its options as text, `bits=8,draft_length=4`; the `side` of its records.
+        options: the values that were swept.
+        figures: over all prompts.
+        pareto: whether no other setting, the baseline among them, is at least as fast and as good and one of both more.
+        failures: how many prompts it failed on.
+    """
+
+    label: str
+    options: dict[str, Any]
+    figures: list[Figure]
+    pareto: bool
+    failures: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Everything that a report of a sweep needs.
+
+    Attributes:
+        setup: what was swept, keys as in `Comparison.setups`.
+        settings: of the run, as in a comparison, and `over`: the values of each option.
+        provenance: command, date, machine, versions.
+        prompts: text of each prompt by its id, and the right answer if there is one.
+        baseline: its set-up, and `pareto` and `failures` as a point has them.
+        points: in the order of `over`.
+        records: every one, in the order in which they were measured.
+        quality: what the frontier's quality is, the name of a figure: `accuracy`, or `agreement` with the baseline.
+        verdict: the plain sentences that come first in any report.
+    """
+
+    setup: dict[str, Any]
+    settings: dict[str, Any]
+    provenance: dict[str, Any]
+    prompts: dict[str, dict[str, Any]]
+    baseline: dict[str, Any]
+    points: list[Point]
+    records: list[Record]
+    quality: str
+    verdict: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with the format's number."""
+        return {"format": FORMAT, "kind": "sweep", **asdict(self)}

@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.tasks.problem import Problem, records
+from .problem import Problem, records
 
-_REASONED = (
+ASKED = (
     "{question}\n\nReason step by step: write each calculation down before you use its result. "
     "End with one line that says 'Answer:' and the number, without a unit."
 )
+"""How a problem is put."""
 _SHORT = (
     "{question}\n\nThink step by step, in as few words as you can. "
     "End with one line that says 'Answer:' and the number, without a unit."
@@ -29,9 +30,9 @@ def gsm8k(path: Path) -> list[Problem]:
     ]
 
 
-def svamp(path: Path, asked: str = _REASONED) -> list[Problem]:
+def svamp(path: Path, asked: str = ASKED) -> list[Problem]:
     """The problems of a file with `ID`, `Body`, `Question` and `Answer`."""
-    return [_problem(record["ID"], _svamp_question(record), str(record["Answer"]), asked) for record in records(path)]
+    return [_problem(record["ID"], svamp_question(record), str(record["Answer"]), asked) for record in records(path)]
 
 
 def svamp_short(path: Path) -> list[Problem]:
@@ -54,13 +55,14 @@ def number(text: str, *, first: bool) -> float | None:
     return float(found[0 if first else -1].replace(",", "")) if found else None
 
 
-def _problem(name: str, question: str, answer: str, asked: str = _REASONED) -> Problem:
+def _problem(name: str, question: str, answer: str, asked: str = ASKED) -> Problem:
     expected = number(answer, first=False)
     if expected is None:
         raise ValueError(f"{name}: the answer {answer!r} has no number")
     return Problem(name, asked.format(question=question.strip()), "", (), partial(right, expected))
 
 
-def _svamp_question(record: dict[str, Any]) -> str:
+def svamp_question(record: dict[str, Any]) -> str:
+    """`Body` and `Question` of a record of SVAMP as one text."""
     body = record["Body"].strip()
     return f"{body}{'' if body.endswith(('.', '!', '?')) else '.'} {record['Question'].strip()}"
