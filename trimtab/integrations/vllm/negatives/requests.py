@@ -108,7 +108,7 @@ def check_fits(limits: Limits, lengths: Sequence[int], max_tokens: int | None) -
     # the last token that is generated is fed to nobody
     new = (limits.max_model_len if max_tokens is None else max_tokens) - 1
     longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if not lengths[longest]:
+    if not min(lengths):
         raise InputError(f"{NEGATIVES} has a text without tokens: leave it out")
     _refuse(f"{NEGATIVES}[{longest}]", lengths[longest : longest + 1], new, limits.max_model_len, "the model's context")
     _refuse(NEGATIVES, lengths, new, limits.tokens, "the engine's `negative_tokens`")
