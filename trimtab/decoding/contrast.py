@@ -69,7 +69,7 @@ def steer(
 def plausible(scores: Tensor, beta: float | Tensor) -> Tensor:
     """Bool `[rows, vocab]`: `p >= beta * max p` under `softmax(scores)` (Li et al. 2022, arXiv 2210.15097, eq. 4).
 
-    `beta` is a number or `[rows, 1]`.
+    `beta` is a number, or `[rows, 1]` with 0 for rows where all are.
     """
     return scores >= scores.amax(-1, keepdim=True) + (beta.log() if isinstance(beta, Tensor) else math.log(beta))
 
