@@ -99,6 +99,8 @@ class NegativeBranch:
             here = [wanted[owner] for owner in batch]
             self._pool.hold(here, later=[group for group, _ in wanted])
             feeds = [feed for owner in batch for feed in _feeds(*wanted[owner], owner, places[owner])]
+            # attention back ends of GPUs want steps of one token before longer ones
+            feeds.sort(key=lambda feed: feed.end - feed.start)
             for part in passes(feeds, self._tokens, self._sequences):
                 states = self.cache.read(part, self._ids(part, new_tokens))
                 ends, finished = -1, []
@@ -133,7 +135,8 @@ class NegativeBranch:
                 owners.append(feed.owner)
                 indices.append(position - length)
                 ids.append(0)
-        found = torch.tensor(ids, device=self._device)
+        # the type of vLLM's own: compiled models do not look
+        found = torch.tensor(ids, dtype=torch.int32, device=self._device)
         if places:
             found[torch.tensor(places, device=self._device)] = new_tokens(owners, indices).to(found)
         return found

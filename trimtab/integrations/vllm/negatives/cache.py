@@ -119,7 +119,7 @@ class NegativeCache:
 
         Args:
             feeds: which tokens, those before them kept already.
-            ids: `[tokens]`, side by side.
+            ids: `[tokens]` int32, side by side.
         """
         if not self._groups:
             self.allocate()
