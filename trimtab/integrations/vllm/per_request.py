@@ -162,7 +162,7 @@ class GammaV1(_V1):
 
 
 def _check(method: Method, params: SamplingParams) -> None:
-    requested_push(method, params.extra_args, ())
+    requested_push(method, params.extra_args, default=(0.0,))
 
 
 # -- Model Runner V2 ---------------------------------------------------------------------------------------------------

@@ -64,6 +64,19 @@ def test_both_front_ends_find_it_by_its_name(smollm2_directory: Path, v2: bool) 
     assert "max_tokens to 3 or less" in refused(smollm2_directory, {"trimtab_negatives": ["The sea" * 31]}, v2=v2)
 
 
+@pytest.mark.parametrize("name", ["GammaV1", "GammaV2", "AlphaV1", "AlphaV2"])
+def test_what_needs_no_engine_is_refused_beside_it(name: str) -> None:
+    from vllm import SamplingParams
+
+    from trimtab.integrations.vllm import per_request
+
+    processor = getattr(per_request, name)
+    processor.validate_params(SamplingParams())
+    processor.validate_params(SamplingParams(extra_args={"other": 1}))
+    with pytest.raises(InputError, match="^trimtab_plausibility is "):
+        processor.validate_params(SamplingParams(extra_args={"trimtab_plausibility": 2}))
+
+
 def test_two_engines_in_a_process_have_limits_of_their_own(smollm2_directory: Path) -> None:
     asked = {"trimtab_negatives": ["a", "b"]}
     assert "give at most 1" in refused(smollm2_directory, asked, settings={"negatives": 1})
