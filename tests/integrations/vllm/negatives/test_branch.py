@@ -3,7 +3,6 @@ transformers in float32."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import Gemma3TextConfig, LlamaConfig, PretrainedConfig, PreTrainedModel
 
+from tests.integrations.vllm.negatives.loading import loaded_by_vllm
 from trimtab.integrations.vllm.negatives.sequences import NegativeGroup, NegativeSequence
 
 VOCABULARY = 300
@@ -50,38 +50,14 @@ class Loaded:
 @pytest.fixture(scope="module", params=CONFIGS)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loaded]:
     import transformers
-    from vllm.config import set_current_vllm_config
-    from vllm.distributed import (
-        destroy_distributed_environment,
-        destroy_model_parallel,
-        ensure_model_parallel_initialized,
-        init_distributed_environment,
-    )
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.model_executor.model_loader import get_model
 
     architecture, shape = CONFIGS[request.param]
     torch.manual_seed(0)
     plain = getattr(transformers, architecture)(shape).eval()
     directory: Path = tmp_path_factory.mktemp(request.param)
     plain.save_pretrained(directory)
-    arguments = EngineArgs(
-        str(directory), dtype="float32", enforce_eager=True, max_model_len=128, skip_tokenizer_init=True,
-        max_num_seqs=4, max_num_batched_tokens=16, enable_chunked_prefill=True,
-    )  # fmt: skip
-    config = arguments.create_engine_config()
-    config.cache_config.kv_cache_layout = "LBHNC"  # as the engine's core resolves it
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with set_current_vllm_config(config), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.accelerator, "empty_cache", lambda: None)  # as vLLM's worker does where there is none
-        init_distributed_environment(1, 0, f"tcp://127.0.0.1:{port}", 0, "gloo")
-        ensure_model_parallel_initialized(1, 1)
-        target = get_model(vllm_config=config)
-    yield Loaded(plain, config, target)
-    destroy_model_parallel()
-    destroy_distributed_environment()
+    with loaded_by_vllm(directory, skip_tokenizer_init=True) as (config, target):
+        yield Loaded(plain, config, target)
 
 
 def test_every_step_is_the_mean_over_the_negatives(loaded: Loaded) -> None:

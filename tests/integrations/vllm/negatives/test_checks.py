@@ -73,7 +73,7 @@ def test_what_needs_no_engine_is_refused_beside_it(name: str) -> None:
     processor = getattr(per_request, name)
     processor.validate_params(SamplingParams())
     processor.validate_params(SamplingParams(extra_args={"other": 1}))
-    with pytest.raises(InputError, match="^trimtab_plausibility is "):
+    with pytest.raises(InputError, match=r"^trimtab_plausibility is "):
         processor.validate_params(SamplingParams(extra_args={"trimtab_plausibility": 2}))
 
 
