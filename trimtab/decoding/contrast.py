@@ -39,7 +39,7 @@ def steer(
     negative: Tensor | None,
     *,
     gamma: float | Tensor,
-    eta: float,
+    eta: float | Tensor,
     balanced: bool = False,
 ) -> Tensor:
     """STEER, O'Neill et al. 2023, arXiv 2308.07645, as the authors' code computes it.
@@ -52,6 +52,8 @@ def steer(
         base: of its base; may be None with `gamma=0`.
         negative: of the expert after the negative context; may be None with `eta=0`.
         gamma: a number, or `[rows, 1]` with one for each row.
+        eta: likewise.
+        balanced: whether the coefficients sum to 1.
 
     Returns:
         `[rows, vocab]` log-probabilities.
@@ -64,9 +66,12 @@ def steer(
     return contrast(terms)
 
 
-def plausible(scores: Tensor, beta: float) -> Tensor:
-    """Bool `[rows, vocab]`: `p >= beta * max p` under `softmax(scores)` (Li et al. 2022, arXiv 2210.15097, eq. 4)."""
-    return scores >= scores.amax(-1, keepdim=True) + math.log(beta)
+def plausible(scores: Tensor, beta: float | Tensor) -> Tensor:
+    """Bool `[rows, vocab]`: `p >= beta * max p` under `softmax(scores)` (Li et al. 2022, arXiv 2210.15097, eq. 4).
+
+    `beta` is a number, or `[rows, 1]` with 0 for rows where all are.
+    """
+    return scores >= scores.amax(-1, keepdim=True) + (beta.log() if isinstance(beta, Tensor) else math.log(beta))
 
 
 def widened(log_probs: Tensor, width: int) -> Tensor:

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...decoding.contrast import steer, widened
+from ...decoding.contrast import plausible, steer, widened
 from ...decoding.fusion import fuse
 from .composed_directory import Composition
 from .strengths import SEARCH
 
 
-def composed_scores(composition: Composition, target: Tensor, members: Sequence[Tensor], strengths: Tensor) -> Tensor:
-    """The target's own logits where the strength is 0, elsewhere log-probabilities of the composed distribution.
+class Negative(NamedTuple):
+    """What some rows are pushed away from.
+
+    Attributes:
+        log_probs: `[rows, width]`, the mean over a row's negative prompts.
+        eta: `[rows]` float32.
+        balanced: `[rows]` bool.
+    """
+
+    log_probs: Tensor
+    eta: Tensor
+    balanced: Tensor
+
+
+def composed_scores(
+    composition: Composition,
+    target: Tensor,
+    members: Sequence[Tensor],
+    pushes: Tensor,
+    negative: Negative | None = None,
+) -> Tensor:
+    """The target's own logits where nothing is asked for, elsewhere log-probabilities of the composed distribution.
 
     Ids that not all models have are -inf in the latter.
 
@@ -22,7 +43,8 @@ def composed_scores(composition: Composition, target: Tensor, members: Sequence[
         composition: which method.
         target: `[rows, vocab]` logits.
         members: `[rows, vocab]` logits each, of the base and the experts, their vocabularies padded as they may be.
-        strengths: `[rows]` float32, at least 0 or `SEARCH`.
+        pushes: `[rows, numbers]` float32, a `strengths.Push` each.
+        negative: of the rows whose push names one, in their order.
 
     Returns:
         `[rows, vocab]` float32.
@@ -30,8 +52,12 @@ def composed_scores(composition: Composition, target: Tensor, members: Sequence[
     scores = target.float()
     width = min(part.shape[-1] for part in (target, *members))
     parts = [part[:, :width].float() for part in (target, *members)]
-    for searched in (False, True):
-        rows = ((strengths == SEARCH) if searched else (strengths > 0)).nonzero()[:, 0]
+    strengths = pushes[:, 0]
+    place = pushes[:, 2] if composition.method == "steer" else torch.full_like(strengths, -1)
+    alone = place < 0
+    kinds = [(alone & (strengths == SEARCH), True), (alone & (strengths > 0), False)]
+    for chosen, searched in kinds:
+        rows = chosen.nonzero()[:, 0]
         if not len(rows):
             continue
         if scores is target:
@@ -39,7 +65,7 @@ def composed_scores(composition: Composition, target: Tensor, members: Sequence[
         here = parts if len(rows) == len(target) else [part[rows] for part in parts]
         found = _scores(composition, here, None if searched else strengths[rows])
         scores[rows] = widened(found, target.shape[-1])
-    return scores
+    return scores if composition.method == "fusion" else _away(scores, target, parts, pushes, negative)
 
 
 def _scores(composition: Composition, parts: list[Tensor], strengths: Tensor | None) -> Tensor:
@@ -49,3 +75,25 @@ def _scores(composition: Composition, parts: list[Tensor], strengths: Tensor | N
         return fuse(target, base, torch.stack(experts), alpha=strengths, active=composition.active, **search).log_probs
     assert strengths is not None  # gamma is never searched
     return steer(target.log_softmax(-1), base.log_softmax(-1), None, gamma=strengths[:, None], eta=0.0)
+
+
+def _away(scores: Tensor, target: Tensor, parts: list[Tensor], pushes: Tensor, negative: Negative | None) -> Tensor:
+    """STEER's negatives and plausibility, for the rows that have them."""
+    gamma, beta, place = pushes.unbind(1)
+    if negative is not None:
+        rows = (place >= 0).nonzero()[:, 0]
+        scores = scores.clone() if scores is target else scores
+        for balanced in (False, True):
+            which = (negative.balanced == balanced).nonzero()[:, 0]
+            if len(which):
+                here = rows[which]
+                expert, base = (part[here].log_softmax(-1) for part in parts)
+                coefficients = {"gamma": gamma[here, None], "eta": negative.eta[which, None]}
+                steered = steer(expert, base, negative.log_probs[which], **coefficients, balanced=balanced)
+                scores[here] = widened(steered, target.shape[-1])
+    rows = (beta > 0).nonzero()[:, 0]
+    if len(rows):
+        scores = scores.clone() if scores is target else scores
+        implausible = ~plausible(target[rows].float(), beta[rows, None])
+        scores[rows] = scores[rows].masked_fill(implausible, -torch.inf)
+    return scores

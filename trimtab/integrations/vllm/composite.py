@@ -2,8 +2,9 @@
 
 All of them run in one forward pass on the same tokens and positions, each with attention layers, and so keys and
 values, of its own; vLLM's block tables, chunked prefill, prefix cache and preemption hold for all alike. Their hidden
-states are returned side by side with the request's strength (strengths.py), and are taken apart again where logits are
-asked for. Tested with vLLM 0.32, runners V1 and V2.
+states are returned side by side with what the request asks for (strengths.py), and are taken apart again where logits
+are asked for. STEER's negative prompts, which are other tokens, are passes of their own (negatives/). Tested with vLLM
+0.32, runners V1 and V2.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from vllm.model_executor.models.interfaces import has_inner_state, is_hybrid, su
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 
 from ...errors import InputError
-from .composed_scores import composed_scores
+from .composed_scores import Negative, composed_scores
 from .composite_config import composition_of
 from .member_config import member_config
-from .per_request import composite_state, token_strengths
-from .strengths import as_columns, columns, default_strength, from_columns
+from .negatives.branch import NegativeBranch, NegativePool
+from .per_request import ROWS, composite_state
+from .strengths import as_columns, columns, default_push, from_columns
 
 
 class TrimtabCompositeForCausalLM(nn.Module):
@@ -43,7 +45,8 @@ class TrimtabCompositeForCausalLM(nn.Module):
         model_config = vllm_config.model_config
         self.composition = composition_of(model_config)
         self._vllm_config = vllm_config
-        self._default = default_strength(self.composition)
+        self._default = default_push(self.composition)
+        self._branch: NegativeBranch | None = None
         with set_model_tag("trimtab_target"):
             self.target = init_vllm_registered_model(
                 vllm_config,
@@ -66,15 +69,21 @@ class TrimtabCompositeForCausalLM(nn.Module):
             setattr(self, name, member)
             self._widths.append(config.model_config.get_hidden_size())
             self.secondary_weights.append(DefaultModelLoader.Source(path, None, prefix=f"{name}."))
-        self._widths.append(columns(model_config.dtype))
+        self._widths.append(columns(model_config.dtype, self._default))
 
     @property
     def _parts(self) -> list[Any]:
         return [self.target, *(getattr(self, name) for name in self.composition.members)]
 
     def get_model_state_cls(self) -> type:
-        """Of Model Runner V2: the target's, which also hands each token's strength to `forward`."""
-        return composite_state(self._vllm_config, self.target, self._default)
+        """Of Model Runner V2: the target's, which also hands each token's push to `forward`."""
+        return composite_state(self._vllm_config, self.target, self._default, self._new_branch)
+
+    def _new_branch(self, pool: NegativePool) -> NegativeBranch:
+        assert pool.blocks is not None
+        device = next(self.target.parameters()).device
+        self._branch = NegativeBranch(self._vllm_config, self.target, pool.blocks, device)
+        return self._branch
 
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """`[tokens]` ids to the target's embeddings."""
@@ -86,31 +95,43 @@ class TrimtabCompositeForCausalLM(nn.Module):
         positions: Tensor,
         intermediate_tensors: Any = None,
         inputs_embeds: Tensor | None = None,
-        strengths: Tensor | None = None,
+        pushes: Tensor | None = None,
         **extra: Any,
     ) -> Tensor:
-        """`[tokens, all widths]`: the hidden states of target and members, and the strength of each token's request.
+        """`[tokens, all widths]`: the hidden states of target and members, and what each token's request asks for.
 
         Args:
             input_ids: `[tokens]`.
             positions: `[tokens]`.
             intermediate_tensors: none, since composites are not split over pipeline stages.
             inputs_embeds: none, since members have embeddings of their own.
-            strengths: `[tokens]` float32 by V2; on V1 they are found here.
+            pushes: `[tokens, numbers]` float32 by V2; on V1 they are found here.
             extra: of the runner, not read.
         """
         hidden = [part(input_ids, positions, None, None) for part in self._parts]
-        if strengths is None:
-            strengths = token_strengths(self._vllm_config, len(hidden[0]), self._default, hidden[0].device)
-        return torch.cat([*hidden, as_columns(strengths, hidden[0].dtype)], dim=-1)
+        if pushes is None:
+            rows = getattr(self._vllm_config.model_config, ROWS, None)
+            if rows is None:  # before V1 has its processors
+                pushes = torch.tensor(self._default, device=input_ids.device).repeat(len(input_ids), 1)
+            else:
+                pushes = rows.pushes(input_ids, positions, self._new_branch)
+        return torch.cat([*hidden, as_columns(pushes, hidden[0].dtype)], dim=-1)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """`[rows, vocab]` float32 of the composed distribution; None where the target gives None (tensor parallel)."""
-        *hidden, strengths = hidden_states.split(self._widths, dim=-1)
+        *hidden, found = hidden_states.split(self._widths, dim=-1)
+        pushes = from_columns(found)
         logits = [part.compute_logits(state.contiguous()) for part, state in zip(self._parts, hidden, strict=True)]
+        width = 0 if logits[0] is None else min(part.shape[-1] for part in logits)
+        negative = self._negative(pushes, width)  # every tensor-parallel rank takes part
         if logits[0] is None:
             return None
-        return composed_scores(self.composition, logits[0], logits[1:], from_columns(strengths))
+        return composed_scores(self.composition, logits[0], logits[1:], pushes, negative)
+
+    def _negative(self, pushes: Tensor, width: int) -> Negative | None:
+        places = pushes[:, 2] if self._branch is not None else pushes[:0, 0]
+        rows = places[places >= 0].long()
+        return self._branch.negative(rows, width) if self._branch is not None and len(rows) else None
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """The target's weights come under their own names, those of a member under its name and a dot."""

@@ -67,9 +67,13 @@ class CompositeConfig:
         _check(vllm_config, v2)
         # members may have windows and heads of other sizes; one kind of block table serves all of them
         vllm_config.scheduler_config.disable_hybrid_kv_cache_manager = True
-        processor = f"trimtab.integrations.vllm.per_request:{_PROCESSORS[composition.method, v2]}"
+        processors = [f"trimtab.integrations.vllm.per_request:{_PROCESSORS[composition.method, v2]}"]
+        if composition.method == "steer":
+            from .negatives.checks import checks_name
+
+            processors.append(checks_name(vllm_config))
         given = vllm_config.model_config.logits_processors or []
-        vllm_config.model_config.logits_processors = [processor, *given]
+        vllm_config.model_config.logits_processors = [*processors, *given]
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:

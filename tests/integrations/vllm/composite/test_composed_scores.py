@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from trimtab.decoding.fusion import fuse
 from trimtab.integrations.vllm.composed_directory import Composition
-from trimtab.integrations.vllm.composed_scores import composed_scores
+from trimtab.integrations.vllm.composed_scores import Negative, composed_scores
 from trimtab.integrations.vllm.strengths import SEARCH
 
 FUSION = Composition("fusion", ("A",), ("trimtab_base", "trimtab_expert_a", "trimtab_expert_b"), None)
@@ -21,11 +21,17 @@ def logits(count: int, rows: int = 6, vocab: int = 50) -> list[torch.Tensor]:
     return [2 * torch.randn(rows, vocab, generator=generator) for _ in range(count)]
 
 
+def pushes(gammas: torch.Tensor, betas: float | list[float] = 0.0, places: float | list[float] = -1.0) -> torch.Tensor:
+    """Of STEER."""
+    beta, place = (torch.tensor(x).expand(len(gammas)) for x in (betas, places))
+    return torch.stack([gammas, beta, place], 1)
+
+
 def test_fusion_row_by_row():
     target, *members = logits(4)
     strengths = torch.tensor([0.0, 0.5, SEARCH, 1.0, SEARCH, 2.5])
     before = target.clone()
-    found = composed_scores(FUSION, target, members, strengths)
+    found = composed_scores(FUSION, target, members, strengths[:, None])
     assert torch.equal(target, before)
     searched = fuse(target, members[0], torch.stack(members[1:])).alpha.double().numpy()
     p, q, *experts = (x.double().numpy() for x in (target, *members))
@@ -39,17 +45,53 @@ def test_fusion_row_by_row():
 def test_steer_row_by_row():
     expert, base = logits(2)
     strengths = torch.tensor([0.0, 0.3, 0.0, 1.0, 0.1, 5.0])
-    found = composed_scores(STEER, expert, [base], strengths)
+    found = composed_scores(STEER, expert, [base], pushes(strengths))
     p, q = log_softmax(expert.double().numpy(), -1), log_softmax(base.double().numpy(), -1)
     for row, gamma in enumerate(strengths.tolist()):
         expected = expert[row].double().numpy() if gamma == 0 else log_softmax((1 + gamma) * p[row] - gamma * q[row])
         np.testing.assert_allclose(found[row].numpy(), expected, atol=2e-5)
 
 
+def test_steer_away_from_negatives_row_by_row():
+    """Rows 1, 2, 4 and 5 have negatives, given in that order; rows 3 and 4 a plausibility."""
+    expert, base, away = logits(3)
+    before = expert.clone()
+    gammas = torch.tensor([0.0, 0.3, 0.0, 1.0, 0.1, 0.0])
+    betas, places = [0.0, 0.0, 0.0, 0.2, 0.1, 0.0], [-1.0, 0.0, 1.0, -1.0, 2.0, 3.0]
+    rows, etas = [1, 2, 4, 5], torch.tensor([0.6, 1.0, 0.2, 2.0])
+    balanced = torch.tensor([False, False, True, True])
+    negative = Negative(away[rows].log_softmax(-1), etas, balanced)
+    found = composed_scores(STEER, expert, [base], pushes(gammas, betas, places), negative)
+    assert torch.equal(expert, before)
+    p, q, n = (log_softmax(x.double().numpy(), -1) for x in (expert, base, away))
+    for row in range(6):
+        gamma, eta, level = gammas[row].item(), 0.0, 0.0
+        if row in rows:
+            eta = etas[rows.index(row)].item()
+            level = eta if balanced[rows.index(row)] else 0.0
+        pushed = (1 + gamma + level) * p[row] - gamma * q[row] - eta * n[row]
+        expected = expert[row].double().numpy() if gamma == eta == 0 else log_softmax(pushed)
+        if betas[row]:
+            expected = np.where(np.exp(p[row]) >= betas[row] * np.exp(p[row]).max(), expected, -np.inf)
+            assert 0 < np.isinf(expected).sum() < 50
+        np.testing.assert_allclose(found[row].numpy(), expected, atol=5e-5)
+
+
+def test_rows_without_negatives_are_as_if_there_were_none():
+    expert, base, away = logits(3)
+    gammas = torch.tensor([0.0, 0.3, 0.0, 1.0, 0.1, 5.0])
+    plain = composed_scores(STEER, expert, [base], pushes(gammas))
+    negative = Negative(away[[3]].log_softmax(-1), torch.tensor([0.6]), torch.tensor([False]))
+    found = composed_scores(STEER, expert, [base], pushes(gammas, 0.0, [-1.0, -1, -1, 0, -1, -1]), negative)
+    others = torch.tensor([0, 1, 2, 4, 5])
+    assert torch.equal(found[others], plain[others])
+    assert not torch.equal(found[3], plain[3])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_strength_zero_is_the_targets_own_logits(dtype):
     target, *members = (x.to(dtype) for x in logits(4))
-    found = composed_scores(FUSION, target, members, torch.zeros(6))
+    found = composed_scores(FUSION, target, members, torch.zeros(6, 1))
     assert found.dtype == torch.float32
     assert torch.equal(found, target.float())
 
@@ -57,16 +99,16 @@ def test_strength_zero_is_the_targets_own_logits(dtype):
 def test_a_row_does_not_see_the_others():
     target, *members = logits(4)
     strengths = torch.tensor([0.0, 0.5, SEARCH, 1.0, SEARCH, 2.5])
-    together = composed_scores(FUSION, target, members, strengths)
+    together = composed_scores(FUSION, target, members, strengths[:, None])
     for row in range(6):
-        alone = composed_scores(FUSION, target[[row]], [x[[row]] for x in members], strengths[[row]])
+        alone = composed_scores(FUSION, target[[row]], [x[[row]] for x in members], strengths[[row], None])
         torch.testing.assert_close(together[[row]], alone, atol=1e-5, rtol=0)
 
 
 def test_padded_ids_are_excluded_where_a_member_lacks_them():
     target, *members = logits(4)
     members[1] = members[1][:, :47]
-    found = composed_scores(FUSION, target, members, torch.tensor([0.0, SEARCH, 1.0, 0.0, 1.0, SEARCH]))
+    found = composed_scores(FUSION, target, members, torch.tensor([0.0, SEARCH, 1.0, 0.0, 1.0, SEARCH])[:, None])
     assert found.shape == target.shape
     pushed = torch.tensor([1, 2, 4, 5])
     assert (found[pushed][:, 47:] == -torch.inf).all()

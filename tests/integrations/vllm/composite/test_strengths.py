@@ -13,8 +13,9 @@ from trimtab.integrations.vllm.strengths import (
     SEARCH,
     as_columns,
     columns,
-    default_strength,
+    default_push,
     from_columns,
+    requested_push,
     requested_strength,
 )
 
@@ -55,18 +56,37 @@ def test_the_other_methods_field_is_refused():
 
 def test_the_directory_has_the_default():
     of = {"architectures": ("A",), "members": ("trimtab_base", "trimtab_expert_a")}
-    assert default_strength(Composition("fusion", strength=None, **of)) == SEARCH
-    assert default_strength(Composition("fusion", strength=0.0, **of)) == 0.0
+    assert default_push(Composition("fusion", strength=None, **of)) == (SEARCH,)
+    assert default_push(Composition("fusion", strength=0.0, **of)) == (0.0,)
+    assert default_push(Composition("steer", strength=0.2, **of)) == (pytest.approx(0.2), 0.0, -1.0)
+
+
+def test_steer_has_a_plausibility_beside_its_strength():
+    default = (0.2, 0.0, -1.0)
+    assert requested_push("steer", None, default) == default
+    assert requested_push("steer", {"trimtab_plausibility": 0.1}, default) == (0.2, 0.1, -1.0)
+    assert requested_push("steer", {"trimtab_gamma": 1, "trimtab_negatives": ["a"]}, default) == (1.0, 0.0, -1.0)
+    with pytest.raises(InputError, match=r"^trimtab_eta is -1"):
+        requested_push("steer", {"trimtab_eta": -1}, default)
+
+
+@pytest.mark.parametrize("field", ["trimtab_negatives", "trimtab_eta", "trimtab_balanced", "trimtab_plausibility"])
+def test_fusion_takes_none_of_it(field):
+    with pytest.raises(InputError, match=f"{field} is given, and this model is composed for fusion"):
+        requested_push("fusion", {field: 0}, (SEARCH,))
+
+
+NUMBERS = st.floats(0, width=32, allow_infinity=False, allow_subnormal=False) | st.just(SEARCH)
 
 
 @given(
-    st.lists(st.floats(0, width=32, allow_infinity=False, allow_subnormal=False) | st.just(SEARCH), min_size=1),
+    st.sampled_from([1, 3]).flatmap(lambda size: st.lists(st.tuples(*[NUMBERS] * size), min_size=1)),
     st.sampled_from(["float32", "bfloat16", "float16"]),
 )
 def test_hidden_states_carry_every_bit(values, name):
     dtype = getattr(torch, name)
-    strengths = torch.tensor(values)
-    hidden = torch.cat([torch.zeros(len(values), 3, dtype=dtype), as_columns(strengths, dtype)], -1)
-    assert hidden.shape[1] == 3 + columns(dtype)
+    pushes = torch.tensor(values)
+    hidden = torch.cat([torch.zeros(len(values), 3, dtype=dtype), as_columns(pushes, dtype)], -1)
+    assert hidden.shape[1] == 3 + columns(dtype, values[0])
     order = torch.arange(len(values)).flip(0)
-    assert torch.equal(from_columns(hidden[order][:, 3:]), strengths[order])
+    assert torch.equal(from_columns(hidden[order][:, 3:]), pushes[order])
