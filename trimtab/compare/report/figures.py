@@ -12,6 +12,7 @@ from .numbers import NONE, differences, is_number, p_value, ratios, short
 WIDTH = 260
 """Of a row's drawing, in its own units."""
 
+# what a reader is told of each: its name, and a note beside it
 _LABELS = {
     "tokens_per_second": ("Tokens per second", "more is better"),
     "first_token_seconds": ("Seconds to the first token", "less is better"),
@@ -19,7 +20,7 @@ _LABELS = {
     "seconds": ("Seconds", "less is better"),
     "tokens": ("Tokens written", ""),
     "accuracy": ("Accuracy", "more is better"),
-    "agreement": ("Agreement with the baseline", "more is better"),
+    "agreement": ("Text in common", "before the first difference"),
 }
 
 
@@ -42,7 +43,7 @@ class Row:
     """One figure, printed; `mark` is None where there is nothing to draw."""
 
     label: str
-    better: str
+    note: str
     a: str
     b: str
     change: str
@@ -95,7 +96,7 @@ def _row(figure: Mapping[str, Any], label: str, axis: Axis) -> Row:
     bounded = is_number(figure["low"]) and is_number(figure["high"])
     return Row(
         label=label or label_of(figure["name"]),
-        better="" if label else _LABELS.get(figure["name"], ("", ""))[1],
+        note="" if label else _LABELS.get(figure["name"], ("", ""))[1],
         a=short(figure["a"]),
         b=short(figure["b"]),
         change=change,

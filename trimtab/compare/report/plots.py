@@ -55,7 +55,6 @@ class Scatter:
 
     name: str
     label: str
-    better: str
     x: Axis
     y: Axis
     dots: list[Dot]
@@ -83,7 +82,7 @@ def scatter(rows: Sequence[PromptRow], by_group: dict[str, Style], *, seconds: b
         for row, a, b in drawn
     ]
     name, label = ("seconds", "seconds") if seconds else ("rate", "tokens per second")
-    return Scatter(name, label, "below" if seconds else "above", x, y, dots)
+    return Scatter(name, label, x, y, dots)
 
 
 @dataclass(frozen=True, slots=True)

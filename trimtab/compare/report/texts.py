@@ -127,13 +127,13 @@ def _content(record: Record) -> str:
 
 
 def _answer(prompt: Mapping[str, Any]) -> str:
-    """The right answer, under whichever name a prompts file gives it."""
-    found = next((prompt[key] for key in ("answer", "target", "reference") if prompt.get(key) is not None), "")
+    """The right answer, or several of them; empty where the file has none."""
+    found = prompt.get("answer", "")
     return ", ".join(map(str, found)) if isinstance(found, list | tuple) else str(found)
 
 
 def _side(record: Record) -> dict[str, Any]:
-    """Columns instead of one object for each token: a tenth of the size."""
+    """Columns: of one object for each token the names of its keys would be most."""
     trace = record.get("trace") or []
     side: dict[str, Any] = {"text": None if trace else record["text"], "note": _note(record), "stats": _flat(record)}
     if trace:
