@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from bench.kernels import deciles, memory_limit, take_turns, timer
-from bench.provenance import load_average, provenance
 from bench.random_llama import FORMATS, Shape, Step, Weights, random_cache, random_weights
+from trimtab.compare.provenance import load_average, provenance
 
 WINDOWS = tuple(range(1, 9))
 BATCHES = (1, 2, 4, 8, 16)

@@ -28,10 +28,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 import trimtab
 from bench.arms import GREEDY, make_arms
 from bench.measure import Row, Task, alternate
-from bench.prompts import encode, read_prompts
-from bench.provenance import cpu_name
+from bench.prompts import encode
 from bench.quality import Difference, TieJudge
 from bench.report import summarize
+from trimtab.compare.prompts import read_prompts
+from trimtab.compare.provenance import cpu_name
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")
 LABELS = {

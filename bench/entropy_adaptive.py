@@ -34,11 +34,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import trimtab
-from bench.bootstrap import bootstrap, share
-from bench.provenance import provenance
-from bench.tasks import arithmetic, humaneval
-from bench.tasks.problem import Problem, records
+from trimtab.compare.bootstrap import bootstrap, share
+from trimtab.compare.provenance import provenance
 from trimtab.integrations.transformers.padding import pad_left
+from trimtab.tasks import arithmetic, humaneval
+from trimtab.tasks.problem import Problem, records
 
 TASKS = {"humaneval": humaneval.problems, "gsm8k": arithmetic.gsm8k, "svamp": arithmetic.svamp}
 ENDS = ("small", "large")

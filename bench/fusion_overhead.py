@@ -38,9 +38,9 @@ from transformers import PreTrainedModel
 import trimtab
 from bench.measure import rotated
 from bench.models import first_layers, perturbed
-from bench.prompts import read_prompts
-from bench.provenance import load_average, provenance
 from trimtab import LogitFusion
+from trimtab.compare.prompts import read_prompts
+from trimtab.compare.provenance import load_average, provenance
 from trimtab.decoding.fusion import fuse
 from trimtab.kernels.native.build import library
 

@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.provenance import load_average, provenance
+from trimtab.compare.provenance import load_average, provenance
 from trimtab.kernels import linear_w4a16 as w4
 from trimtab.kernels import linear_w8a8 as w8
 from trimtab.kernels.linear_w8a16 import linear_w8a16

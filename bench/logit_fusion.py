@@ -29,10 +29,10 @@ from tqdm import tqdm
 from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
 
 import trimtab
-from bench.bootstrap import bootstrap, share
 from bench.family.members import Member, load_members
 from bench.family.tasks import TASKS, Item, items
-from bench.provenance import provenance
+from trimtab.compare.bootstrap import bootstrap, share
+from trimtab.compare.provenance import provenance
 from trimtab.integrations.transformers.padding import pad_left
 
 MAX_NEW_TOKENS = 44

@@ -10,12 +10,12 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from trimtab.compare.bootstrap import bootstrap
+from trimtab.compare.prompts import Prompt
 from trimtab.integrations.transformers.runner import Forward, forward_of
 
 from .arms import Arm, low_bit_model
-from .bootstrap import bootstrap
 from .measure import Task
-from .prompts import Prompt
 from .quality import agreeing, negative_log_likelihood
 from .report import summarize_agreement
 

@@ -32,11 +32,12 @@ from transformers import PreTrainedModel
 import trimtab
 from bench.arms import make_arms, vars_of
 from bench.low_bit_quality import perplexity
-from bench.prompts import encode, read_prompts, take_evenly
-from bench.provenance import provenance
+from bench.prompts import encode
 from bench.quality import agreeing
 from bench.report import interval_text, summarize_agreement
 from trimtab import LowBitConfig, LowBitModel
+from trimtab.compare.prompts import read_prompts, take_evenly
+from trimtab.compare.provenance import provenance
 from trimtab.kernels.smoothing import smooth_
 
 HERE = Path(__file__).parent

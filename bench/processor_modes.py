@@ -41,8 +41,8 @@ from transformers import (
 import trimtab
 from bench.models import perturbed
 from bench.naive import NaiveRows, log_probs
-from bench.provenance import provenance
 from trimtab import Steer
+from trimtab.compare.provenance import provenance
 
 PROMPTS = [
     "The cat sat on the mat. The dog sat on the mat. The cat",

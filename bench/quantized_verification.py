@@ -35,10 +35,11 @@ from bench.arms import EXACT, GGUF, NAMES, Arm, make_arms
 from bench.low_bit_quality import low_bit_quality
 from bench.measure import Row, Task, alternate
 from bench.models import load_packed
-from bench.prompts import Prompt, encode, read_prompts, take_evenly
-from bench.provenance import cpu_name, load_average, provenance
+from bench.prompts import encode
 from bench.quality import Difference, TieJudge
 from bench.report import interval_text, summarize, table
+from trimtab.compare.prompts import Prompt, read_prompts, take_evenly
+from trimtab.compare.provenance import cpu_name, load_average, provenance
 from trimtab.integrations.transformers.runner import context_length
 
 PROMPTS = Path(__file__).with_name("demo_prompts.jsonl")

@@ -8,7 +8,8 @@ from typing import Any
 
 from rich.table import Table
 
-from .bootstrap import Interval, rate_ratio, share
+from trimtab.compare.bootstrap import Interval, rate_ratio, share
+
 from .measure import Row
 
 ALL = "all"

@@ -32,12 +32,12 @@ from tqdm import tqdm
 import trimtab
 from bench.family.make import QUESTIONS
 from bench.family.members import load_members
-from bench.provenance import provenance
-from bench.tasks.problem import records
 from trimtab.ability.sentence_encoder import SentenceEncoder
+from trimtab.compare.provenance import provenance
 from trimtab.synthesis import Settings, Synthesizer
 from trimtab.synthesis.measures import measure
 from trimtab.synthesis.perplexity import perplexity
+from trimtab.tasks.problem import records
 
 TEMPERATURES = (0.7, 0.85, 1.0, 1.2, 1.4)
 GAMMAS = (0.0, 0.2, 0.5)

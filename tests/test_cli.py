@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 import trimtab
 from trimtab.cli import app
-from trimtab.generate_command import check_method, check_sampling, summary
+from trimtab.generate_command import check_sampling, summary
+from trimtab.generate_methods import check_method
 from trimtab.integrations.transformers import loading
 from trimtab.integrations.transformers.quantized_verification import QuantizedVerification, VerificationStats
 

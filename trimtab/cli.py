@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
+from .ab_command import ab
 from .calibrate_command import calibrate
 from .compose_command import compose
 from .doctor import doctor
@@ -100,6 +101,7 @@ def _root(
 app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 app.callback()(_root)
 app.command()(generate)
+app.command()(ab)
 app.command()(synthesize)
 app.command()(measure)
 app.command()(doctor)

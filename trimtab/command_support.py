@@ -106,8 +106,6 @@ def encode(
     Raises:
         InputError: a chat template is needed and missing, or refuses the messages.
     """
-    from jinja2 import TemplateError
-
     templated = bool(tokenizer.chat_template)
     if not templated and (chat or system is not None):
         asked = "--chat" if chat else f"--system {system!r}"
@@ -115,15 +113,31 @@ def encode(
     if templated and chat is not False:
         messages = [] if system is None else [{"role": "system", "content": system}]
         messages.append({"role": "user", "content": text})
-        try:
-            encoded = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
-            )
-        except TemplateError as error:
-            raise InputError(
-                f"the chat template of {model_name} refuses the messages ({error}): try --no-chat"
-            ) from error
-    else:
-        encoded = tokenizer(text, return_tensors="pt")
+        return encode_messages(tokenizer, messages, model_name=model_name)
+    return _ids(tokenizer(text, return_tensors="pt"))
+
+
+def encode_messages(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, model_name: str
+) -> dict[str, Any]:
+    """`input_ids` and `attention_mask` of a chat, the model's turn begun.
+
+    Raises:
+        InputError: there is no chat template, or it refuses the messages.
+    """
+    from jinja2 import TemplateError
+
+    if not tokenizer.chat_template:
+        raise InputError(f"the prompt is a chat, and {model_name} has no chat template: give it as text")
+    try:
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+    except TemplateError as error:
+        raise InputError(f"the chat template of {model_name} refuses the messages ({error}): try --no-chat") from error
+    return _ids(encoded)
+
+
+def _ids(encoded: Any) -> dict[str, Any]:
     # some tokenizers add token types, which no decoder-only model takes
     return {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,22 +12,15 @@ import typer
 
 from .command_support import check_model_name, encode, import_quietly, number, option, remember_debug, whole, working
 from .errors import InputError
-from .generate_methods import DYNAMIC, METHODS, OPTIONS, Prepared, check_values, model_names
+from .generate_methods import DYNAMIC, METHODS, at_least, check_method, flag, model_names, one_of, unused
 from .generate_methods import prepare as prepare_method
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from .integrations.transformers.quantized_verification import QuantizedVerification, VerificationStats
+    from .integrations.transformers.quantized_verification import VerificationStats
 
-_CHOICES: dict[str, tuple[Any, ...]] = {
-    "mode": ("quantized", "lossless"),
-    "bits": (8, 4, 16),
-    "drafter": ("prompt_lookup", "none"),
-    "activation_bits": (16, 8),
-}
-_LEAST = {"draft_length": 1, "max_ngram": 1, "window": 1, "outliers": 0}
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 # -- options ---------------------------------------------------------------------------------------------------------
 
@@ -74,7 +65,7 @@ def generate(
     as_json: Annotated[bool, option("--json", help="Print one JSON object at the end instead of streaming.")] = False,
     dtype: Annotated[
         str | None,
-        option("--dtype", metavar="NAME", help=f"{', '.join(_DTYPES)}; default: float32 on the CPU, else the model's."),
+        option("--dtype", metavar="NAME", help=f"{', '.join(DTYPES)}; default: float32 on the CPU, else the model's."),
     ] = None,
     device: Annotated[
         str | None, option("--device", metavar="NAME", help="Default: cuda if there is one, else cpu.")
@@ -225,13 +216,13 @@ def generate(
     settings = {name: value for name, value in given.items() if value is not None}
     check_method(method, settings)
     sampling = check_sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    _at_least("max_new_tokens", max_new_tokens, 1)
+    at_least("max_new_tokens", max_new_tokens, 1)
     if seed is not None and not 0 <= seed < 2**63:
         raise InputError(f"--seed is {seed}: give a whole number from 0 to 2**63 - 1")
     if threads is not None:
-        _at_least("threads", threads, 1)
+        at_least("threads", threads, 1)
     if dtype is not None:
-        _one_of("dtype", dtype, _DTYPES)
+        one_of("dtype", dtype, DTYPES)
     if stop and "" in stop:
         raise InputError("--stop is '': give the text to stop at, or leave it out")
     if system is not None and chat is False:
@@ -242,30 +233,22 @@ def generate(
 
     with working(f"loading {model}"):
         import_quietly(threads)
-        decoder = _quantized(settings) if method == "quantized" else None
         from .integrations.transformers.loading import load
 
         lm, tokenizer = load(model, dtype=dtype, device=device)
     inputs = encode(tokenizer, text, chat=chat, system=system, model_name=model)
     inputs = {name: tensor.to(lm.device) for name, tensor in inputs.items()}
     room = _room(lm, inputs["input_ids"].shape[1])
-    if decoder is not None:
-        with working(f"quantising {model}"):
-            decoder.prepare(lm)
-        prepared = Prepared({"custom_generate": decoder}, lambda output: output.stats.as_dict())
-    elif method == "none":
-        prepared = Prepared({})
-    else:
-        with working(f"preparing {method}"):
-            prepared = prepare_method(
-                method,
-                settings,
-                lm,
-                lambda name: load(name, dtype=dtype, device=device).model,
-                lambda negative: encode(tokenizer, negative, chat=chat, system=system, model_name=model)["input_ids"][
-                    0
-                ].tolist(),
-            )
+    with working(f"quantising {model}" if method == "quantized" else f"preparing {method}"):
+        prepared = prepare_method(
+            method,
+            settings,
+            lm,
+            lambda name: load(name, dtype=dtype, device=device).model,
+            lambda negative: encode(tokenizer, negative, chat=chat, system=system, model_name=model)["input_ids"][
+                0
+            ].tolist(),
+        )
 
     result, output = _run(
         lm,
@@ -281,53 +264,12 @@ def generate(
     if as_json:
         print(json.dumps({"model": model, "method": method, **result, "stats": stats}, ensure_ascii=False))
         return
-    line = summary(result["new_tokens"], result["seconds"], output.stats if decoder is not None else None)
+    line = summary(result["new_tokens"], result["seconds"], output.stats if method == "quantized" else None)
     more = prepared.summary(stats) if stats is not None else ""
     _print_statistics(f"{line} | {more}" if more else line)
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------
-
-
-def check_method(method: str, settings: dict[str, Any]) -> None:
-    """Refuse settings of a method that are out of range, or that it would silently ignore.
-
-    Args:
-        method: one of `METHODS`.
-        settings: the options given, by their names with underscores.
-
-    Raises:
-        InputError: names the option, its value and the remedy.
-    """
-    _one_of("method", method, METHODS)
-    for name, value in settings.items():
-        if name not in OPTIONS[method]:
-            owner = next(other for other, names in OPTIONS.items() if name in names)
-            _unused(name, value, f"--method {method}", f"use --method {owner}")
-    for name, value in settings.items():
-        if name in _CHOICES:
-            _one_of(name, value, _CHOICES[name])
-        if name in _LEAST:
-            _at_least(name, value, _LEAST[name])
-    if method == "quantized":
-        _check_quantized(settings)
-    elif method != "none":
-        check_values(method, settings)
-
-
-def _check_quantized(settings: dict[str, Any]) -> None:
-    if settings.get("bits") == 16:
-        for name in ("mode", "window", "activation_bits", "outliers", "quantize_head"):
-            if name in settings:
-                _unused(name, settings[name], "--bits 16", "use --bits 8 or 4")
-    if settings.get("bits") == 4 and "activation_bits" in settings:
-        _unused("activation_bits", settings["activation_bits"], "--bits 4", "use --bits 8")
-    if settings.get("mode") != "lossless" and "window" in settings:
-        _unused("window", settings["window"], "--mode quantized", "use --mode lossless")
-    if settings.get("drafter") == "none":
-        for name in ("draft_length", "max_ngram"):
-            if name in settings:
-                _unused(name, settings[name], "--drafter none", "use --drafter prompt_lookup")
 
 
 def check_sampling(
@@ -345,10 +287,10 @@ def check_sampling(
     if temperature is not None and temperature < 0:
         raise InputError(f"--temperature is {temperature:g}: give 0 for greedy decoding, or more")
     if top_k is not None:
-        _at_least("top_k", top_k, 1)
+        at_least("top_k", top_k, 1)
     for name, share in (("top_p", top_p), ("min_p", min_p)):
         if share is not None and not 0 < share <= 1:
-            raise InputError(f"{_flag(name)} is {share:g}: give a number above 0 and up to 1")
+            raise InputError(f"{flag(name)} is {share:g}: give a number above 0 and up to 1")
     if repetition_penalty is not None and repetition_penalty <= 0:
         raise InputError(f"--repetition-penalty is {repetition_penalty:g}: give a number above 0, 1 is off")
     filters = {
@@ -356,7 +298,7 @@ def check_sampling(
     }
     if temperature is None:
         for name, value in filters.items():
-            _unused(name, value, "greedy decoding", "add --temperature 1, say")
+            unused(name, value, "greedy decoding", "add --temperature 1, say")
     chosen: dict[str, Any] = {} if repetition_penalty is None else {"repetition_penalty": repetition_penalty}
     # a temperature of 0 turns the filters off without complaint: scripts sweep it with the rest held fixed
     return chosen | (
@@ -395,35 +337,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
     return text
 
 
-def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value in allowed:
-        return
-    near = difflib.get_close_matches(str(value).lower(), [str(choice) for choice in allowed], n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise InputError(f"{_flag(name)} is {value!r}: use one of {', '.join(map(str, allowed))}{hint}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise InputError(f"{_flag(name)} is {value}: give a whole number of at least {least}")
-
-
-def _unused(name: str, value: object, where: str, remedy: str) -> None:
-    shown = _flag(name) if value is True else f"{_flag(name)} {value}"
-    raise InputError(f"{shown} has no effect with {where}: leave it out, or {remedy}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 # -- the run ---------------------------------------------------------------------------------------------------------
-
-
-def _quantized(settings: dict[str, Any]) -> QuantizedVerification:
-    from .integrations.transformers.quantized_verification import QuantizedVerification
-
-    return QuantizedVerification(**settings)
 
 
 def _room(model: PreTrainedModel, prompt_tokens: int) -> int:

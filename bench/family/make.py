@@ -33,8 +33,8 @@ from bench.family.finetune import finetune
 from bench.family.members import LARGE, WEIGHTS, load_members, save_base
 from bench.family.tasks import END, TASKS, items
 from bench.models import with_layers
-from bench.provenance import provenance
-from bench.tasks.problem import records
+from trimtab.compare.provenance import provenance
+from trimtab.tasks.problem import records
 
 LAYERS = 11
 EXAMPLES = {"experts": 3200, "ceilings": 800}

@@ -27,12 +27,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench.provenance import provenance
 from bench.temperature.held_out import by_hand, more, spec_bench
 from bench.temperature.logistic import cross_validated
 from bench.temperature.training_prompts import Labelled, training_prompts
 from trimtab.ability.classifier import HEAD, features
 from trimtab.ability.sentence_encoder import REQUIREMENT, SentenceEncoder
+from trimtab.compare.provenance import provenance
 from trimtab.decoding.temperature import ABILITIES
 from trimtab.synthesis.logistic import Head, fit
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import InputError
+from ..line_file import LineFile
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,6 @@ class RecordFile:
 
     Attributes:
         records: those in the file.
-        torn: bytes after the last of them.
 
     Raises:
         InputError: another process writes to the file, or it holds something else than records in order.
@@ -64,65 +62,47 @@ class RecordFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: BinaryIO = open(path, "a+b", buffering=0)  # noqa: SIM115 - closed by close
+        self._lines = LineFile(path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise InputError(f"{str(path)!r} is being written by another process: wait for it or stop it") from None
-        try:
-            self._file.seek(0)
-            data = self._file.readall()
-            self.records, self._ends = parse_records(data, path)
-            self.torn = len(data) - self._end(len(self.records))
+            self.records = parse_records(self._lines.lines, path)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def torn(self) -> int:
+        """Bytes after the last record."""
+        return self._lines.torn
+
     def append(self, records: Sequence[Record]) -> None:
         """Write records; they are on the disk when this returns."""
-        lines = [record.line() for record in records]
-        data = b"".join(lines)
-        while data:
-            data = data[self._file.write(data) :]
-        os.fsync(self._file.fileno())
-        for record, line in zip(records, lines, strict=True):
-            self._ends.append(self._end(len(self.records)) + len(line))
-            self.records.append(record)
+        self._lines.append([record.line() for record in records])
+        self.records += records
 
     def keep(self, count: int) -> None:
         """Drop the records from position `count` on, and what is torn."""
-        if count < len(self.records) or self.torn:
-            self._file.truncate(self._end(count))
-            os.fsync(self._file.fileno())
-            del self.records[count:], self._ends[count:]
-            self.torn = 0
-
-    def _end(self, count: int) -> int:
-        return self._ends[count - 1] if count else 0
+        self._lines.keep(count)
+        del self.records[count:]
 
     def close(self) -> None:
         """Release the lock."""
-        self._file.close()
+        self._lines.close()
 
 
-def parse_records(data: bytes, path: Path) -> tuple[list[Record], list[int]]:
-    """The records in a file's bytes, and where each one ends.
+def parse_records(lines: Sequence[bytes], path: Path) -> list[Record]:
+    """The records in a file's whole lines.
 
     Raises:
-        InputError: a whole line is no record, or out of order.
+        InputError: a line is no record, or out of order.
     """
     found: list[Record] = []
-    ends: list[int] = []
-    *lines, _ = data.split(b"\n")  # what follows the last newline is torn, or nothing
     for number, line in enumerate(lines, 1):
         record = _parsed(line)
         if record is None or record.index != len(found):
             wrong = "is no record of synthesize" if record is None else f"has index {record.index}, not {len(found)}"
             raise InputError(f"{str(path)!r}, line {number} {wrong}: restore it, or choose another -o")
         found.append(record)
-        ends.append((ends[-1] if ends else 0) + len(line) + 1)
-    return found, ends
+    return found
 
 
 def _parsed(line: bytes) -> Record | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import InputError
+from ..line_file import check_same
 from .records import Record, RecordFile
 from .schedule import batches, whole_batches
 
@@ -53,7 +54,7 @@ class RunFile:
         self.counts = [count]
         if done or torn:  # whatever is in the file must be ours before anything is taken out
             begun = self._begun()
-            _check_same(settings, begun["settings"], self.path)
+            check_same(settings, begun["settings"], self.path, "-o")
             if count < done:
                 raise InputError(f"count is {count} and {str(self.path)!r} has {done} texts: give at least {done}")
             self._records.keep(whole_batches(batches(begun["counts"], batch_size), done))
@@ -109,18 +110,3 @@ class RunFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _check_same(settings: dict[str, Any], begun: dict[str, Any], path: Path) -> None:
-    for name in [*settings, *(name for name in begun if name not in settings)]:
-        now, then = settings.get(name), begun.get(name)
-        if now != then:
-            raise InputError(
-                f"{name} is {_shown(now)} and {str(path)!r} was begun with {_shown(then)}: give that, or choose "
-                "another -o"
-            )
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:59] + "…"

@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.tasks.problem import Problem, records
-from bench.tasks.sandbox import passes
+from .problem import Problem, records
+from .sandbox import passes
 
 _ASKED = "Complete a Python function. Reply with one code block and nothing else."
 _FENCE = "```"

@@ -8,12 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.tasks.problem import Problem, records
+from .problem import Problem, records
 
-_ASKED = (
+ASKED = (
     "{question}\n\nThink step by step, in as few words as you can. "
     "End with one line that says 'Answer:' and the number, without a unit."
 )
+"""How a problem is put."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -27,7 +28,7 @@ def gsm8k(path: Path) -> list[Problem]:
 
 def svamp(path: Path) -> list[Problem]:
     """The problems of a file with `ID`, `Body`, `Question` and `Answer`."""
-    return [_problem(record["ID"], _svamp_question(record), str(record["Answer"])) for record in records(path)]
+    return [_problem(record["ID"], svamp_question(record), str(record["Answer"])) for record in records(path)]
 
 
 def right(expected: float, written: str) -> bool:
@@ -49,9 +50,10 @@ def _problem(name: str, question: str, answer: str) -> Problem:
     expected = number(answer, first=False)
     if expected is None:
         raise ValueError(f"{name}: the answer {answer!r} has no number")
-    return Problem(name, _ASKED.format(question=question.strip()), "", (), partial(right, expected))
+    return Problem(name, ASKED.format(question=question.strip()), "", (), partial(right, expected))
 
 
-def _svamp_question(record: dict[str, Any]) -> str:
+def svamp_question(record: dict[str, Any]) -> str:
+    """`Body` and `Question` of a record of SVAMP as one text."""
     body = record["Body"].strip()
     return f"{body}{'' if body.endswith(('.', '!', '?')) else '.'} {record['Question'].strip()}"

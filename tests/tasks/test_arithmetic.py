@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.tasks.arithmetic import gsm8k, number, right, svamp
 from trimtab import InputError
+from trimtab.tasks.arithmetic import gsm8k, number, right, svamp
 
-SVAMP = Path(__file__).parents[3] / "bench" / "data" / "svamp_200.jsonl"
+SVAMP = Path(__file__).parents[2] / "bench" / "data" / "svamp_200.jsonl"
 
 
 @pytest.mark.parametrize(

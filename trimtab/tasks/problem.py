@@ -9,8 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from bench.jsonl import parse_object
-from trimtab import InputError
+from ..errors import InputError
+from ..jsonl import parse_object
 
 
 @dataclass(frozen=True)

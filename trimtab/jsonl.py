@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from trimtab import InputError
+from .errors import InputError
 
 
 def parse_object(line: str, where: str) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-import trimtab
-from trimtab.kernels.native import build
+from .. import __version__
+from ..kernels.native import build
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def provenance() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def provenance() -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": torch.__version__,
             "transformers": _version("transformers"),
-            "trimtab": trimtab.__version__,
+            "trimtab": __version__,
         },
         "native_kernels": build.status(),
     }
@@ -69,6 +69,8 @@ def _git() -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
+        if Path(run("rev-parse", "--show-toplevel")) != ROOT:
+            return None  # an installed package inside somebody else's repository
         return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.demo import PROMPTS
-from bench.prompts import Prompt, read_prompts, take_evenly
 from trimtab import InputError
+from trimtab.compare.prompts import Prompt, read_prompts, take_evenly
 
 
 def written(tmp_path: Path, *lines: str) -> Path:
@@ -31,7 +31,7 @@ def test_reads_all_three_kinds(tmp_path: Path) -> None:
         Prompt("81", "mt_bench", "first"),
         Prompt("200", "rag", "only"),
         Prompt("HumanEval/0", "file", "def f():"),
-        Prompt("5", "gsm8k", "How many?"),
+        Prompt("5", "gsm8k", "How many?", ("3",), task="gsm8k"),
     ]
 
 
@@ -44,7 +44,7 @@ def test_reads_all_three_kinds(tmp_path: Path) -> None:
         ('{"prompt": 3}', "prompt is 3"),
         ('{"turns": []}', "'turns' is []"),
         ('{"turns": [null]}', "turns[0] is None"),
-        ('{"text": "x"}', "neither 'turns', 'prompt' nor 'question'"),
+        ('{"text": "x"}', "neither 'turns', 'messages', 'prompt' nor 'question'"),
     ],
 )
 def test_errors_name_the_line(tmp_path: Path, line: str, message: str) -> None:

@@ -2,10 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.tasks.humaneval import problems, right
-from bench.tasks.problem import records
+from trimtab.tasks.humaneval import problems, right
+from trimtab.tasks.problem import records
 
-FILE = Path(__file__).parents[3] / "bench" / "data" / "humaneval_100.jsonl"
+FILE = Path(__file__).parents[2] / "bench" / "data" / "humaneval_100.jsonl"
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.tasks.sandbox import passes
+from trimtab.tasks.sandbox import passes
 
 
 def test_a_program_that_ends_passes() -> None:

@@ -1,0 +1,99 @@
+"""A/B: two set-ups on the same prompts, and what may be said about the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from ..command_support import import_quietly
+from .figures import by_group, figure, figures, pair, verdict
+from .journal import Journal
+from .measure import measure
+from .records import SIDES, Comparison, Figure, Record, Side
+from .session import Settings, journal_path, machine, opened, prompts_as_dict
+from .setups import Setup
+
+LEAST = 12
+"""Prompts before `until` may end a run: of fewer, chance alone makes an interval narrow."""
+
+
+def compare(
+    setups: dict[Side, Setup],
+    settings: Settings,
+    *,
+    json_file: Path | None = None,
+    seen: Callable[[Record], None] = lambda record: None,
+    started: Callable[[int], Any] = lambda count: nullcontext(),
+) -> Comparison:
+    """Measure both sides and compare them.
+
+    Args:
+        setups: of both sides, checked.
+        settings: of the run.
+        json_file: whose journal keeps the records while they come; None keeps them in memory.
+        seen: called with every record.
+        started: called with the number of records to come; what it returns is entered while they do.
+
+    Raises:
+        InputError: something cannot be used; nothing was measured.
+    """
+    settings.check()
+    task = settings.read()
+    greedy = all(setup.greedy for setup in setups.values())
+    import_quietly(settings.threads)
+    from .provenance import provenance
+
+    found = provenance()
+    identity = {**settings.identity(task, setups), "machine": machine(found)}
+    to_come = 2 * len(task.prompts) * settings.rounds
+    with (
+        Journal(journal_path(json_file), identity) as journal,
+        opened(setups, settings) as sides,
+        started(to_come),
+    ):
+        records = measure(
+            sides,
+            task.prompts,
+            journal,
+            rounds=settings.rounds,
+            max_new_tokens=settings.max_new_tokens,
+            seeds={side: setup.sampling.get("seed", settings.seed) for side, setup in setups.items()},
+            score=task.score,
+            seen=seen,
+            enough=lambda records: settings.until is not None and narrow(records, settings.until),
+        )
+    matched = pair(records)
+    overall = figures(matched, agreement=greedy and task.score is None)
+    failures: dict[Side, int] = {side: failed(records, side) for side in SIDES}
+    return Comparison(
+        setups={side: setup.as_dict() for side, setup in setups.items()},
+        settings=settings.as_dict(task),
+        provenance=found,
+        prompts=prompts_as_dict(task.prompts),
+        records=records,
+        figures=overall,
+        groups=by_group(records, agreement=greedy and task.score is None),
+        verdict=verdict(overall, matched, failures),
+        failures=failures,
+    )
+
+
+def failed(records: Sequence[Record], side: str) -> int:
+    """Prompts on which a side failed in some round."""
+    return len({record.id for record in records if record.side == side and record.error is not None})
+
+
+def narrow(records: Sequence[Record], until: float) -> bool:
+    """Whether the interval of the speed is narrow enough: half its width is at most that share of the ratio.
+
+    It looks at the width alone and never at where the interval lies, so it ends no run because of what it shows.
+    """
+    matched = pair(records)
+    if len(matched.ids) < LEAST:
+        return False
+    speed: Figure | None = figure(matched, "tokens_per_second")
+    if speed is None or speed.low is None or speed.high is None:
+        return False
+    return (speed.high - speed.low) / 2 <= until * speed.change
