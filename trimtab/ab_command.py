@@ -138,9 +138,7 @@ def ab(
     from .compare.terminal import Running, show
 
     running = Running(list(sides))
-    comparison = compare(
-        {"a": sides["a"], "b": sides["b"]}, settings, json_file=json_file, seen=running.see, started=running.bar
-    )
+    comparison = compare(sides["a"], sides["b"], settings, json_file=json_file, seen=running.see, started=running.bar)
     show(comparison, Console(highlight=False))
     if json_file is not None:
         write_json(json_file, comparison.as_dict())

@@ -24,6 +24,7 @@ from .generate_command import generate
 from .lm_eval_command import CONTEXT as AS_THE_HARNESS
 from .lm_eval_command import lm_eval
 from .measure_command import measure
+from .sweep_command import sweep
 from .synthesize_command import synthesize
 from .temperature_command import temperature
 
@@ -104,6 +105,7 @@ app = typer.Typer(cls=_Commands, add_completion=False, pretty_exceptions_enable=
 app.callback()(_root)
 app.command()(generate)
 app.command()(ab)
+app.command()(sweep)
 app.command()(synthesize)
 app.command()(measure)
 app.command()(doctor)

@@ -153,3 +153,11 @@ def test_groups_are_reported_if_there_are_several() -> None:
 )
 def test_common_share(a: str, b: str, share: float) -> None:
     assert common_share(a, b) == share
+
+
+def test_texts_that_never_differed_might_differ_yet() -> None:
+    records = [replace(record, text="same", right=None) for record in simulated(0, 12)]
+    (found,) = [each for each in figures(pair(records), agreement=True) if each.name == "agreement"]
+    assert (found.b, found.change, found.high) == (1, 0, 0)
+    assert found.low == pytest.approx(0.025 ** (1 / 12) - 1)
+    assert found.verdict == "B writes A's text on 12 of 12 prompts"

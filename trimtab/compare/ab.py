@@ -11,7 +11,7 @@ from ..command_support import import_quietly
 from .figures import by_group, figure, figures, pair, verdict
 from .journal import Journal
 from .measure import measure
-from .records import SIDES, Comparison, Figure, Record, Side
+from .records import SIDES, Comparison, Figure, Record
 from .session import Settings, journal_path, machine, opened, prompts_as_dict
 from .setups import Setup
 
@@ -20,7 +20,8 @@ LEAST = 12
 
 
 def compare(
-    setups: dict[Side, Setup],
+    a: Setup,
+    b: Setup,
     settings: Settings,
     *,
     json_file: Path | None = None,
@@ -30,7 +31,8 @@ def compare(
     """Measure both sides and compare them.
 
     Args:
-        setups: of both sides, checked.
+        a: one side.
+        b: the other.
         settings: of the run.
         json_file: whose journal keeps the records while they come; None keeps them in memory.
         seen: called with every record.
@@ -40,43 +42,43 @@ def compare(
         InputError: something cannot be used; nothing was measured.
     """
     settings.check()
+    sides: dict[str, Setup] = {"a": a, "b": b}
     task = settings.read()
-    greedy = all(setup.greedy for setup in setups.values())
+    greedy = a.greedy and b.greedy
     import_quietly(settings.threads)
     from .provenance import provenance
 
     found = provenance()
-    identity = {**settings.identity(task, setups), "machine": machine(found)}
+    identity = {**settings.identity(task, sides), "machine": machine(found)}
     to_come = 2 * len(task.prompts) * settings.rounds
     with (
         Journal(journal_path(json_file), identity) as journal,
-        opened(setups, settings) as sides,
+        opened(sides, settings) as decoders,
         started(to_come),
     ):
         records = measure(
-            sides,
+            decoders,
             task.prompts,
             journal,
             rounds=settings.rounds,
             max_new_tokens=settings.max_new_tokens,
-            seeds={side: setup.sampling.get("seed", settings.seed) for side, setup in setups.items()},
+            seeds={side: setup.sampling.get("seed", settings.seed) for side, setup in sides.items()},
             score=task.score,
             seen=seen,
             enough=lambda records: settings.until is not None and narrow(records, settings.until),
         )
     matched = pair(records)
     overall = figures(matched, agreement=greedy and task.score is None)
-    failures: dict[Side, int] = {side: failed(records, side) for side in SIDES}
     return Comparison(
-        setups={side: setup.as_dict() for side, setup in setups.items()},
+        setups={side: sides[side].as_dict() for side in SIDES},
         settings=settings.as_dict(task),
         provenance=found,
         prompts=prompts_as_dict(task.prompts),
         records=records,
         figures=overall,
         groups=by_group(records, agreement=greedy and task.score is None),
-        verdict=verdict(overall, matched, failures),
-        failures=failures,
+        verdict=verdict(overall, matched, {side: failed(records, side) for side in sides}),
+        failures={side: failed(records, side) for side in SIDES},
     )
 
 

@@ -87,7 +87,13 @@ class Setup:
 
 
 def parse_setup(
-    text: str, *, model: str | None, engine: str, sampling: Mapping[str, Any], dtype: str | None = None
+    text: str,
+    *,
+    model: str | None,
+    engine: str,
+    sampling: Mapping[str, Any],
+    dtype: str | None = None,
+    whole: bool = True,
 ) -> Setup:
     """Read a set-up and refuse whatever can be refused before a model is loaded.
 
@@ -99,6 +105,7 @@ def parse_setup(
         engine: that of `--engine`.
         sampling: of both sides; the set-up's own come first.
         dtype: that of `--dtype`.
+        whole: whether to check its options; those of a sweep are not all there yet.
 
     Raises:
         InputError: names the set-up, what is wrong with it, and the remedy.
@@ -116,7 +123,8 @@ def parse_setup(
         if model is None and not server:
             raise InputError("it has no model: give --model, or model= in the set-up")
         found = Setup(text, method, options, engine.rstrip("/"), model or "", {**sampling, **keys}, dtype)
-        _check(found)
+        if whole:
+            _check(found)
     except InputError as error:
         raise InputError(f"set-up {text!r}: {error}") from None
     return found

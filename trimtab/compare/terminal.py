@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
-from .records import Comparison, Figure, Record
+from .records import Comparison, Figure, Record, Sweep
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -93,6 +93,38 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(sentence, markup=False)
 
 
+def show_sweep(sweep: Sweep, console: Console) -> None:
+    """What was swept, a line for each point, and the verdict."""
+    setup, settings = sweep.setup, sweep.settings
+    task = f", task {settings['task']}" if settings["task"] else ""
+    console.print(
+        f"{setup['setup']}, {setup['model'] or 'its model'}; baseline {sweep.baseline['setup']}", markup=False
+    )
+    console.print(
+        f"{len(sweep.prompts)} prompts of {settings['prompts']}, up to {settings['max_new_tokens']} tokens{task}\n"
+    )
+    made = _table(
+        "", "tokens/s", "against baseline", "95% interval", sweep.quality, "95% interval", "failed", "frontier"
+    )
+    first = {figure.name: figure for point in sweep.points[:1] for figure in point.figures}
+    own = [f"{first['tokens_per_second'].a:.1f}"] if "tokens_per_second" in first else ["-"]
+    quality = f"{100 * first[sweep.quality].a:.1f}%" if sweep.quality in first else "-"
+    made.add_row(
+        "baseline", *own, "", "", quality, "", str(sweep.baseline["failures"]), "*" if sweep.baseline["pareto"] else ""
+    )
+    for point in sweep.points:
+        found = {figure.name: figure for figure in point.figures}
+        cells = ["-"] * 5
+        if speed := found.get("tokens_per_second"):
+            cells[:3] = f"{speed.b:.1f}", change(speed), interval(speed)
+        if good := found.get(sweep.quality):
+            cells[3:] = f"{100 * good.b:.1f}%", interval(good)
+        made.add_row(point.label, *cells, str(point.failures), "*" if point.pareto else "")
+    console.print(made)
+    for sentence in sweep.verdict:
+        console.print(sentence, markup=False)
+
+
 def table(found: Sequence[Figure]) -> Table:
     """One line a figure."""
     made = _table("", "A", "B", "B against A", "95% interval")
@@ -105,14 +137,14 @@ def table(found: Sequence[Figure]) -> Table:
 
 def groups_table(groups: dict[str, list[Figure]]) -> Table:
     """Speed, and accuracy or agreement, of each group."""
-    made = _table("by group", "A tokens/s", "B tokens/s", "B against A", "95% interval", "quality", "95% interval")
+    made = _table("by group", "speed, B against A", "95% interval", "quality", "95% interval")
     for name, found in sorted(groups.items()):
         speed = next((each for each in found if each.name == "tokens_per_second"), None)
         quality = next((each for each in found if each.name in ("accuracy", "agreement")), None)
         if speed is None:
             continue
         last = ("", "") if quality is None else (change(quality), interval(quality))
-        made.add_row(name, f"{speed.a:.1f}", f"{speed.b:.1f}", change(speed), interval(speed), *last)
+        made.add_row(name, change(speed), interval(speed), *last)
     return made
 
 

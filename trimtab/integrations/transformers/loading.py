@@ -57,7 +57,7 @@ def load(
     """
     chosen_device = _device(device)
     chosen_dtype = _dtype(dtype, chosen_device)
-    where = _resolve(name)
+    where = resolve(name)
     shown = str(name)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
@@ -102,8 +102,12 @@ def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype
     return chosen
 
 
-def _resolve(name: str | os.PathLike[str]) -> str:
-    """A directory for transformers to load, or the id of a model on the hub."""
+def resolve(name: str | os.PathLike[str]) -> str:
+    """A directory for transformers to load, or the id of a model on the hub.
+
+    Raises:
+        InputError: the name is of neither.
+    """
     if not isinstance(name, (str, os.PathLike)) or not str(name).strip():
         raise InputError(f"name={name!r} is not a model's name: give one of {_listed()}, a path, or a hub id")
     if isinstance(name, str) and name in MODELS:
