@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -60,14 +61,14 @@ def frontier(sweep: Mapping[str, Any]) -> Frontier | None:
     """The plot of a sweep's JSON; None where no point has both figures."""
     name = sweep["quality"]
     quality = label_of(name)
+    level = next((figure["a"] for point in sweep["points"] if (figure := figure_of(point, name))), math.nan)
     known = [
         (number, point["label"], bool(point["pareto"]), speed, good)
         for number, point in enumerate(sweep["points"], 1)
-        if (speed := _speed(point)) and (good := _quality(point, name))
+        if (speed := _speed(point)) and (good := _quality(point, name, level))
     ]
     if not known:
         return None
-    level = next(figure["a"] for point in sweep["points"] if (figure := figure_of(point, name)))
     known.insert(0, (0, "baseline", bool(sweep["baseline"].get("pareto")), Span(1.0), Span(level)))
     x = axis_over(_values(speed for *_, speed, _ in known), LEFT, WIDTH - RIGHT, log=True)
     y = axis_over(_values(good for *_, good in known), HEIGHT - BOTTOM, TOP)
@@ -97,15 +98,14 @@ def _speed(point: Mapping[str, Any]) -> Span | None:
     return Span(figure["change"], low, high)
 
 
-def _quality(point: Mapping[str, Any], name: str) -> Span | None:
-    """As measured; the bounds of its change are laid around the baseline's."""
+def _quality(point: Mapping[str, Any], name: str, level: float) -> Span | None:
+    """The baseline's, and the change from it on the prompts that both decoded: what the frontier is found by."""
     figure = figure_of(point, name)
-    if figure is None or not is_number(figure["b"]):
+    if figure is None or not is_number(level) or not is_number(figure["change"]):
         return None
-    low, high = (figure[key] if is_number(figure[key]) else None for key in ("low", "high"))
-    if figure["kind"] == "ratio":
-        return Span(figure["b"], *(None if bound is None else figure["a"] * bound for bound in (low, high)))
-    return Span(figure["b"], *(None if bound is None else figure["a"] + bound for bound in (low, high)))
+    bounds = [figure[key] if is_number(figure[key]) else None for key in ("low", "high")]
+    low, high = (None if bound is None else level + bound for bound in bounds)
+    return Span(level + figure["change"], low, high)
 
 
 def _values(spans: Any) -> list[float]:
