@@ -143,7 +143,7 @@ def ab(
     if json_file is not None:
         write_json(json_file, comparison.as_dict())
     if html is not None:
-        from .compare.report import write_html  # type: ignore[import-not-found,unused-ignore]
+        from .compare.report import write_html
 
         write_html(comparison.as_dict(), html.expanduser())
 

@@ -21,6 +21,8 @@ from .compose_command import compose
 from .doctor import doctor
 from .errors import InputError
 from .generate_command import generate
+from .lm_eval_command import CONTEXT as AS_THE_HARNESS
+from .lm_eval_command import lm_eval
 from .measure_command import measure
 from .sweep_command import sweep
 from .synthesize_command import synthesize
@@ -107,6 +109,7 @@ app.command()(sweep)
 app.command()(synthesize)
 app.command()(measure)
 app.command()(doctor)
+app.command(context_settings=AS_THE_HARNESS)(lm_eval)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(compose, name="compose")
 app.add_typer(temperature, name="temperature")

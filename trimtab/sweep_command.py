@@ -93,6 +93,6 @@ def sweep(
 
         draw_sweep(found, plot.expanduser())
     if html is not None:
-        from .compare.report import write_html  # type: ignore[import-not-found,unused-ignore]
+        from .compare.report import write_html
 
         write_html(found.as_dict(), html.expanduser())
