@@ -21,6 +21,7 @@ from .doctor import doctor
 from .errors import InputError
 from .generate_command import generate
 from .measure_command import measure
+from .route_command import route
 from .synthesize_command import synthesize
 from .temperature_command import temperature
 
@@ -102,6 +103,7 @@ app.callback()(_root)
 app.command()(generate)
 app.command()(synthesize)
 app.command()(measure)
+app.command()(route)
 app.command()(doctor)
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(compose, name="compose")
