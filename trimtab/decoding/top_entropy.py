@@ -53,10 +53,12 @@ def entropy_range(top: Collection[float], vocab_size: int, *, beyond: Collection
     if others <= 0 or mass <= 0 or cap <= 0:
         return EntropyRange(bits, bits, bits)
     most = mass * math.log2(others / mass)
+    if mass >= others * cap:  # by no more than rounding: all of the others are as likely as the K-th
+        return EntropyRange(bits + most, bits + most, bits + most)
     full = math.floor(mass / cap)
     rest = mass - full * cap
     least = -full * cap * math.log2(cap) - (rest * math.log2(rest) if rest > 0 else 0.0)
-    least = min(least, most)  # they meet where all of the others are as likely as the K-th
+    least = min(least, most)  # up to rounding
     tail = min(max(_tail_bits(mass, cap, len(top), others), least), most)
     return EntropyRange(bits + least, bits + tail, bits + most)
 
