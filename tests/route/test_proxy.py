@@ -328,6 +328,22 @@ def test_the_large_model_may_stand_in_for_the_small_one_only(make_pair: Callable
     assert pair.write().status_code == 502
 
 
+def test_a_loss_leaves_answers_alone_that_the_server_goes_on_with(make_pair: Callable[..., Pair]) -> None:
+    pair = make_pair(on_lost="other", patience=Patience(retry=30))
+    pair.small.seconds = lambda number: 0.3
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(pair.write)
+        wait_for(lambda: pair.small.running == 1)
+        pair.small.status = 500
+        second = pair.write(max_tokens=2)
+        assert ids_of(first.result()) == list(range(303, 315))
+    assert ids_of(second) == [603, 604]
+    third = pair.write(max_tokens=2)
+    assert ids_of(third) == [603, 604]
+    assert third.json()["trimtab"] == second.json()["trimtab"]
+    assert third.json()["trimtab"]["lost"] == ["small"]
+
+
 @pytest.mark.parametrize("on_lost", ["fail", "large", "other"])
 def test_both_lost_is_an_error_and_no_loop(make_pair: Callable[..., Pair], on_lost: str) -> None:
     pair = make_pair(on_lost=on_lost, patience=Patience(retry=1e-9))

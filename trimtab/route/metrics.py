@@ -22,7 +22,7 @@ class Metrics:
         self.tokens = Counter("trimtab:route_tokens", "Tokens of answers.", ("writer",), registry=own)
         self.share = Gauge("trimtab:route_large_share", "Share of all tokens that the large model wrote.", registry=own)
         self.share.set_function(self._share)
-        self.switches = Counter("trimtab:route_switches", "Changes of turn.", registry=own)
+        self.switches = Counter("trimtab:route_switches", "Changes of the writer.", registry=own)
         self.uncertain = Counter(
             "trimtab:route_uncertain_tokens",
             "Tokens after which the exact entropy could have decided otherwise.",

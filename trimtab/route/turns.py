@@ -26,9 +26,9 @@ class Statistics:
 
     Attributes:
         tokens: by model.
-        switches: changes of turn, those for want of a server included.
+        switches: changes of the writer, those for want of a server included.
         uncertain: tokens after which the exact entropy could have decided otherwise.
-        lost: models whose servers were lost, in order.
+        lost: models whose servers were lost, in order, or had been a short time before.
         instead: tokens written for a model whose server was lost.
     """
 
@@ -97,6 +97,7 @@ class Turns:
         self._on_lost, self._metrics = on_lost, metrics
         self._gate = RangeGate(asked.gate)
         self._written: list[int] = []
+        self._last: Speaker | None = None  # who wrote the last token
         self._lost_at: int | None = None
 
     async def write(self, prompt: Sequence[int]) -> AsyncGenerator[Written]:
@@ -109,25 +110,20 @@ class Turns:
             BackendLostError: a server is lost, and `on_lost` gives its turn to nobody.
             BackendRefusedError: a server does not take the request.
         """
-        last: Speaker | None = None
         while True:
             speaker = self._speaker()
-            if last is not None and speaker != last:
-                self.statistics.switches += 1
-                self._metrics.switches.inc()
             try:
-                async with aclosing(self._turn(speaker, prompt, handed=last not in (None, speaker))) as turn:
+                async with aclosing(self._turn(speaker, prompt)) as turn:
                     async for written in turn:
                         yield written
                         if written.finish_reason is not None:
                             return
             except BackendLostError as lost:
                 self._lose(speaker, lost)
-            last = speaker
 
-    async def _turn(self, speaker: Speaker, prompt: Sequence[int], *, handed: bool) -> AsyncGenerator[Written]:
+    async def _turn(self, speaker: Speaker, prompt: Sequence[int]) -> AsyncGenerator[Written]:
         """The tokens of one model, to the end of its turn or of the text."""
-        begin = time.perf_counter()
+        begin, handed = time.perf_counter(), self._last not in (None, speaker)
         options = self._asked.segment(len(self._written), self._room)
         stream = self._backends[speaker].write([*prompt, *self._written], options, self._headers)
         async with aclosing(stream) as pieces:
@@ -138,7 +134,8 @@ class Turns:
                 for place, token in enumerate(piece.tokens):
                     self._take(token, speaker)
                     yield self._out(piece, place)
-                    if self._speaker() != speaker:
+                    # an answer under way is let be when another request has lost the server that writes it
+                    if self._wanted != speaker and self._speaker() != speaker:
                         # what came with it, or is still under way, was written out of turn
                         return
                 if not piece.tokens and piece.finish_reason is not None:
@@ -146,11 +143,17 @@ class Turns:
 
     def _take(self, token: Token, speaker: Speaker) -> None:
         statistics, wanted = self.statistics, self._wanted
+        if self._last not in (None, speaker):
+            statistics.switches += 1
+            self._metrics.switches.inc()
+        self._last = speaker
         self._written.append(token.id)
         statistics.tokens[speaker] += 1
         self._metrics.tokens.labels(speaker).inc()
         if wanted != speaker:
             statistics.instead += 1
+            if wanted not in statistics.lost:  # another request lost it
+                statistics.lost.append(wanted)
             self._metrics.instead.labels(wanted).inc()
         if not self._gate.update(token.bits):
             statistics.uncertain += 1
