@@ -87,10 +87,13 @@ def route(
         raise InputError(f"--start is {start!r}: give small or large")
     if not 0 < port < 65536:
         raise InputError(f"--port is {port}: give 1 to 65535")
-    import uvicorn
+    try:
+        import uvicorn
 
+        from .route.app import make_app
+    except ModuleNotFoundError as error:
+        raise InputError(f"trimtab route needs the package {error.name}: pip install 'trimtab[route]'") from error
     from .decoding.entropy_gate import GateSettings
-    from .route.app import make_app
     from .route.backend import SPEAKERS, Patience
     from .route.connect import Servers, connect
     from .route.requests import check_window

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.route.conftest import embedded_directory
 from tests.route.scripted import Scripted, serving
 from trimtab.errors import InputError
+from trimtab.integrations.transformers.embedded import embedded_directory
 from trimtab.route.backend import Patience
 from trimtab.route.connect import Servers, connect
 

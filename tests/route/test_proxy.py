@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.route.conftest import GATE, LARGE, SMALL, Pair, ids_of
+from tests.route.pairs import GATE, LARGE, SMALL, Pair, ids_of
 from tests.route.scripted import SURE, UNSURE, two_choices
 from trimtab.decoding.entropy_gate import GateSettings
 from trimtab.decoding.top_entropy import entropy_range
