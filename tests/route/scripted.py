@@ -66,6 +66,7 @@ class Scripted:
         error: sent as an event after `tokens_to_tear` tokens, instead of breaking off.
         eos: number of tokens of an answer after which the model ends the text.
         encode: for `/tokenize`.
+        tokenizes: whether `/tokenize` works.
         asked: bodies of the completions, headers in `headers`.
         running: completions that are being written now.
     """
@@ -81,6 +82,7 @@ class Scripted:
     eos: int | None = None
     context: int | None = 1000
     root: str = "nowhere"
+    tokenizes: bool = True
     processed: bool = False
     mass: float = 1.0
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -100,6 +102,8 @@ class Scripted:
         return JSONResponse({"data": [{"id": "scripted", "root": self.root, "max_model_len": self.context}]})
 
     async def _tokenize(self, request: Request) -> Response:
+        if not self.tokenizes:
+            return JSONResponse({"error": {"message": "as scripted", "code": 503}}, 503)
         body = await request.json()
         text = body["prompt"] if "prompt" in body else "".join(one["content"] for one in body["messages"])
         return JSONResponse({"tokens": self.encode(text)})

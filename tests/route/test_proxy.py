@@ -235,10 +235,13 @@ def test_a_bad_request_is_http_400_that_names_the_field(pair: Pair) -> None:
         assert field.removesuffix("tokens") in error["message"], error
     answer = httpx.post(pair.url + "/v1/completions", content=b"{no", timeout=30)
     assert answer.status_code == 400
-    assert httpx.post(pair.url + "/v1/chat/completions", json={"messages": []}, timeout=30).status_code == 400
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+    for messages in ([], ["hello"], [picture]):
+        answer = pair.post("/v1/chat/completions", messages=messages)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
     assert not pair.small.asked
     assert len(ids_of(pair.write())) == 12
-    assert pair.metric('trimtab:route_requests_total{outcome="refused"}') == len(BAD) + 2
+    assert pair.metric('trimtab:route_requests_total{outcome="refused"}') == len(BAD) + 4
     assert pair.metric("trimtab:route_requests_running") == 0
 
 
@@ -326,6 +329,19 @@ def test_the_large_model_may_stand_in_for_the_small_one_only(make_pair: Callable
     pair.small.bits = unsure_at(0)
     time.sleep(0.4)
     assert pair.write().status_code == 502
+
+
+@pytest.mark.parametrize("on_lost", ["fail", "other"])
+def test_texts_are_tokenized_by_either_but_chats_by_the_large_models_server(
+    make_pair: Callable[..., Pair], on_lost: str
+) -> None:
+    pair = make_pair(on_lost=on_lost)
+    pair.large.tokenizes = False
+    assert pair.write("Hello there").status_code == 200
+    assert pair.small.asked[0]["prompt"] == pair.small.encode("Hello there")
+    time.sleep(0.4)
+    chat = {"messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 4}
+    assert pair.post("/v1/chat/completions", **chat).status_code == (502 if on_lost == "fail" else 200)
 
 
 def test_a_loss_leaves_answers_alone_that_the_server_goes_on_with(make_pair: Callable[..., Pair]) -> None:

@@ -115,23 +115,25 @@ class Answer:
 
 
 async def prompt_ids(pair: Pair, asked: Asked, headers: Mapping[str, str], metrics: Metrics) -> list[int]:
-    """The request's prompt as token ids, from the large model's server.
+    """The request's prompt as token ids, from the large model's server, or the small one's where that does as well.
 
     Raises:
-        BackendLostError: it does not answer, and nor does the small model's, which is asked if `on_lost` is `"other"`.
+        BackendLostError: it does not answer, and nor does the small one's where that would do.
         BackendRefusedError: the template or the text is refused.
     """
     if isinstance(asked.prompt, list):
         return asked.prompt
     large, small = pair.backends["large"], pair.backends["small"]
-    try:
-        # texts are tokenized alike by both (`connect`), but of two chat templates the large model's is the one meant
-        return await large.tokenize(asked.prompt, headers)
-    except BackendLostError as lost:
-        metrics.errors.labels("large", lost.reason).inc()
-        large.lose()
-        if pair.on_lost != "other":
-            raise
+    # texts are tokenized alike by both (`connect`), but of two chat templates the large model's is the one meant
+    either = not asked.chat or pair.on_lost == "other"
+    if not (either and large.away):
+        try:
+            return await large.tokenize(asked.prompt, headers)
+        except BackendLostError as lost:
+            metrics.errors.labels("large", lost.reason).inc()
+            large.lose()
+            if not either:
+                raise
     return await small.tokenize(asked.prompt, headers)
 
 

@@ -235,6 +235,12 @@ def _messages(body: Mapping[str, Any]) -> dict[str, Any]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise BadRequestError(f"messages is {messages!r:.60}: give a list of messages", "messages")
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = content if isinstance(content, list) else []
+        if not isinstance(message, dict) or any(not isinstance(part, dict) or "text" not in part for part in parts):
+            # only their place in the text would reach the models
+            raise BadRequestError(f"messages has {message!r:.60}: give texts, no images or sounds", "messages")
     return {"messages": messages, **{name: body[name] for name in TEMPLATE if body.get(name) is not None}}
 
 
