@@ -21,6 +21,7 @@ from trimtab.route.text import read_tokenizer
 SMALL, LARGE = 300, 600
 """A server's tokens are this and the position in the text, which tells who wrote what, and where."""
 
+CLIENT = httpx.Client(timeout=30)  # making one takes longer than most requests
 GATE = GateSettings(0.5, window=1, min_stay=1)
 
 
@@ -38,14 +39,14 @@ class Pair:
     large: Scripted
 
     def post(self, path: str = "/v1/completions", **body: Any) -> Any:
-        return httpx.post(self.url + path, json=body, timeout=30)
+        return CLIENT.post(self.url + path, json=body)
 
     def write(self, prompt: Any = (5, 6, 7), max_tokens: int = 12, **body: Any) -> Any:
         asked = {"prompt": list(prompt) if not isinstance(prompt, str) else prompt, "max_tokens": max_tokens}
         return self.post(**asked, return_token_ids=True, **body)
 
     def metric(self, name: str) -> float:
-        lines = httpx.get(self.url + "/metrics", timeout=30).text.splitlines()
+        lines = CLIENT.get(self.url + "/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
 
 
