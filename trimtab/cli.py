@@ -24,6 +24,7 @@ from .generate_command import generate
 from .lm_eval_command import CONTEXT as AS_THE_HARNESS
 from .lm_eval_command import lm_eval
 from .measure_command import measure
+from .route_command import route
 from .sweep_command import sweep
 from .synthesize_command import synthesize
 from .temperature_command import temperature
@@ -108,6 +109,7 @@ app.command()(ab)
 app.command()(sweep)
 app.command()(synthesize)
 app.command()(measure)
+app.command()(route)
 app.command()(doctor)
 app.command(context_settings=AS_THE_HARNESS)(lm_eval)
 app.add_typer(calibrate, name="calibrate")

@@ -95,7 +95,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         for old in running.values():
             old.stop()
         running.clear()
-        running[key] = _start(str(model), arguments, env or {}, tmp_path_factory.mktemp("server") / "log")
+        running[key] = start_server(str(model), arguments, env or {}, tmp_path_factory.mktemp("server") / "log")
         return running[key]
 
     yield start
@@ -103,7 +103,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
         last.stop()
 
 
-def _start(model: str, arguments: tuple[str, ...], env: dict[str, str], log: Path) -> Server:
+def start_server(model: str, arguments: tuple[str, ...], env: dict[str, str], log: Path) -> Server:
+    """Of one model; comes back once it answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
