@@ -21,7 +21,7 @@ if __package__ in (None, ""):
 import httpx
 import typer
 
-from bench.provenance import load_average, provenance
+from trimtab.compare.provenance import load_average, provenance
 
 PROMPTS = (
     "The capital of France is",

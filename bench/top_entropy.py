@@ -21,8 +21,8 @@ import torch
 import typer
 
 from bench.family.members import load_members
-from bench.prompts import read_prompts, take_evenly
-from bench.provenance import load_average, provenance
+from trimtab.compare.prompts import read_prompts, take_evenly
+from trimtab.compare.provenance import load_average, provenance
 from trimtab.decoding.entropy_gate import GateSettings, rolling_means
 from trimtab.decoding.top_entropy import entropy_range
 

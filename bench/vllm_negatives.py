@@ -20,9 +20,9 @@ if __package__ in (None, ""):
 
 import typer
 
-from bench.bootstrap import rate_ratio
-from bench.prompts import read_prompts
-from bench.provenance import load_average, provenance
+from trimtab.compare.bootstrap import rate_ratio
+from trimtab.compare.prompts import read_prompts
+from trimtab.compare.provenance import load_average, provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 8
