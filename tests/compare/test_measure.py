@@ -155,6 +155,11 @@ def test_a_journal_of_something_else_is_refused_and_untouched(tmp_path: Path, co
     assert path.read_bytes() == content
 
 
+def test_a_run_that_measured_nothing_leaves_nothing(tmp_path: Path) -> None:
+    Journal(tmp_path / "j", SETTINGS).close()
+    assert not (tmp_path / "j").exists()
+
+
 def test_two_runs_cannot_write_one_journal(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", SETTINGS), pytest.raises(InputError, match="written by another process"):
         Journal(tmp_path / "j", SETTINGS)

@@ -1,4 +1,4 @@
-"""Sides in transformers: plain decoding's own tokens, whose first is seen at no cost, and what methods tell of theirs."""
+"""Sides in transformers: plain decoding's own tokens, the first seen at no cost, and what methods tell of theirs."""
 
 from __future__ import annotations
 
