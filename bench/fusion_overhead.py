@@ -36,11 +36,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 import trimtab
-from bench.measure import rotated
 from bench.models import first_layers, perturbed
 from trimtab import LogitFusion
 from trimtab.compare.prompts import read_prompts
 from trimtab.compare.provenance import load_average, provenance
+from trimtab.compare.schedule import rotated
 from trimtab.decoding.fusion import fuse
 from trimtab.kernels.native.build import library
 

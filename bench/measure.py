@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
-T = TypeVar("T")
+from trimtab.compare.schedule import rotated
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,6 @@ class Row:
     cpu_seconds: float
     ids: list[int]
     stats: dict[str, Any]
-
-
-def rotated(items: Sequence[T], turn: int) -> list[T]:
-    """The items beginning with another one each turn, so that none always comes first."""
-    start = turn % len(items) if items else 0
-    return [*items[start:], *items[:start]]
 
 
 def alternate(

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from bench.measure import Decoded, Task, alternate, rotated
+from bench.measure import Decoded, Task, alternate
 from bench.quality import first_difference
 from bench.report import summarize
 
 TASKS = [Task(str(index), "even" if index % 2 == 0 else "odd", [1, 2, 3]) for index in range(6)]
-
-
-def test_rotated_begins_with_another_item_each_turn() -> None:
-    assert [rotated("abc", turn) for turn in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
-    assert rotated([], 3) == []
 
 
 def test_every_arm_runs_on_a_prompt_before_the_next_and_each_comes_first_equally_often() -> None:

@@ -16,7 +16,7 @@ from trimtab.compare.journal import Journal
 from trimtab.compare.measure import measure, prompt_seed
 from trimtab.compare.prompts import Prompt
 from trimtab.compare.records import Record
-from trimtab.compare.schedule import turns
+from trimtab.compare.schedule import rotated, turns
 from trimtab.errors import InputError
 
 PROMPTS = [Prompt(f"p{index}", "all", f"prompt {index}", ("1",)) for index in range(5)]
@@ -52,6 +52,11 @@ def run(
     return measure(
         sides, PROMPTS, journal, rounds=rounds, max_new_tokens=8, seeds={"a": 7, "b": 7}, score=score, seen=seen
     )
+
+
+def test_rotated_begins_with_another_item_each_turn() -> None:
+    assert [rotated("abc", turn) for turn in range(4)] == [list("abc"), list("bca"), list("cab"), list("abc")]
+    assert rotated([], 3) == []
 
 
 def test_sides_take_turns_and_so_does_who_begins() -> None:
@@ -153,6 +158,11 @@ def test_a_journal_of_something_else_is_refused_and_untouched(tmp_path: Path, co
     with pytest.raises(InputError, match=message):
         Journal(path, SETTINGS)
     assert path.read_bytes() == content
+
+
+def test_a_run_that_measured_nothing_leaves_nothing(tmp_path: Path) -> None:
+    Journal(tmp_path / "j", SETTINGS).close()
+    assert not (tmp_path / "j").exists()
 
 
 def test_two_runs_cannot_write_one_journal(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def test_global_settings_hold_unless_the_setup_has_its_own() -> None:
 def test_url_of_a_side_and_repeated_keys() -> None:
     found = parsed("none:engine=http://127.0.0.1:8000/v1/", model=None)
     assert (found.engine, found.is_server, found.model) == ("http://127.0.0.1:8000/v1", True, "")
+    assert parsed("none:engine=http://x/v1", dtype="float32").dtype is None  # of the other side
     fusion = parsed("fusion:small-base=a/b,expert=c/d,expert=e/f,alpha=dynamic")
     assert fusion.options == {"small_base": "a/b", "expert": ("c/d", "e/f"), "alpha": "dynamic"}
 
@@ -43,7 +44,7 @@ def test_toml_says_the_same(tmp_path: Path) -> None:
         'method = "steer"\nmodel = "m/m"\ntemperature = 1\n[options]\nbase = "b/b"\nnegative = ["no, no"]\n'
     )
     found = parsed(str(path))
-    assert found.options == {"base": "b", "negative": ("no, no",)}
+    assert found.options == {"base": "b/b", "negative": ("no, no",)}
     assert (found.model, found.sampling) == ("m/m", {"temperature": 1.0})
 
 

@@ -30,6 +30,7 @@ class Journal:
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
         self.records: list[Record] = []
+        self._path = path
         self._file: LineFile | None = None
         if path is None:
             return
@@ -69,8 +70,10 @@ class Journal:
         self.records.append(record)
 
     def close(self) -> None:
-        """Release the file."""
-        if self._file is not None:
+        """Release the file; one of a run that measured nothing is removed."""
+        if self._file is not None and self._path is not None:
+            if not self.records:
+                self._path.unlink(missing_ok=True)
             self._file.close()
 
     def __enter__(self) -> Self:

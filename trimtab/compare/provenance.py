@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..integrations.vllm import versions
 from ..kernels.native import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,7 @@ def provenance() -> dict[str, Any]:
             "torch": torch.__version__,
             "transformers": _version("transformers"),
             "trimtab": __version__,
+            "vllm": versions.installed(),
         },
         "native_kernels": build.status(),
     }

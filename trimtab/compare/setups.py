@@ -114,8 +114,8 @@ def parse_setup(
         method, keys, options = _read_toml(Path(text)) if text.endswith(".toml") else _read_text(text)
         engine = keys.pop("engine", engine)
         model = keys.pop("model", model)
-        dtype = keys.pop("dtype", dtype)
         server = engine.startswith(("http://", "https://"))
+        dtype = keys.pop("dtype", None if server else dtype)
         if not server and engine not in (TRANSFORMERS, VLLM):
             near = difflib.get_close_matches(engine.lower(), (TRANSFORMERS, VLLM), n=1)
             hint = f" (did you mean {near[0]}?)" if near else ""

@@ -1,4 +1,4 @@
-"""The engine beside plain transformers: same tokens with and without a method, and what is noted of each token."""
+"""Sides in transformers: plain decoding's own tokens, the first seen at no cost, and what methods tell of theirs."""
 
 from __future__ import annotations
 
