@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from contextlib import AsyncExitStack
 from typing import Annotated, Any
@@ -87,6 +86,8 @@ def route(
         raise InputError(f"--start is {start!r}: give small or large")
     if not 0 < port < 65536:
         raise InputError(f"--port is {port}: give 1 to 65535")
+    import asyncio
+
     try:
         import uvicorn
 
