@@ -90,7 +90,7 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(groups_table(comparison.groups))
     console.print()
     for sentence in comparison.verdict:
-        console.print(sentence, markup=False)
+        console.print(sentence, markup=False, soft_wrap=True)
 
 
 def show_sweep(sweep: Sweep, console: Console) -> None:
@@ -120,7 +120,7 @@ def show_sweep(sweep: Sweep, console: Console) -> None:
         made.add_row(_with_failures(point.label, point.failures), *cells, mark[point.pareto])
     console.print(made)
     for sentence in sweep.verdict:
-        console.print(sentence, markup=False)
+        console.print(sentence, markup=False, soft_wrap=True)
 
 
 def _with_failures(label: str, count: int) -> str:
