@@ -22,6 +22,7 @@ from vllm.model_executor.models.interfaces import has_inner_state, is_hybrid, su
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 
 from ...errors import InputError
+from .alpha_metrics import AlphaMetrics
 from .composed_scores import composed_scores
 from .composite_config import composition_of
 from .member_config import member_config
@@ -67,6 +68,11 @@ class TrimtabCompositeForCausalLM(nn.Module):
             self._widths.append(config.model_config.get_hidden_size())
             self.secondary_weights.append(DefaultModelLoader.Source(path, None, prefix=f"{name}."))
         self._widths.append(columns(model_config.dtype))
+        self._chosen = None
+        # every tensor-parallel rank may search: one of them speaks
+        if self.composition.method == "fusion" and vllm_config.parallel_config.rank == 0:
+            experts = self.composition.members[1:]
+            self._chosen = AlphaMetrics(str(model_config.served_model_name), experts).add
 
     @property
     def _parts(self) -> list[Any]:
@@ -110,7 +116,7 @@ class TrimtabCompositeForCausalLM(nn.Module):
         logits = [part.compute_logits(state.contiguous()) for part, state in zip(self._parts, hidden, strict=True)]
         if logits[0] is None:
             return None
-        return composed_scores(self.composition, logits[0], logits[1:], from_columns(strengths))
+        return composed_scores(self.composition, logits[0], logits[1:], from_columns(strengths), self._chosen)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         """The target's weights come under their own names, those of a member under its name and a dot."""

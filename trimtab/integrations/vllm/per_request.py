@@ -21,7 +21,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as Proces
 
 from .composed_directory import Method
 from .composite_config import composition_of
-from .strengths import default_strength, requested_strength
+from .strengths import default_strength, idle_strength, requested_strength
 
 ROWS = "trimtab_row_strengths"
 """Attribute of vLLM's `ModelConfig` by which V1's processor and the model, built apart in one process, meet."""
@@ -78,8 +78,8 @@ class GammaV1(_V1):
 
 
 def token_strengths(vllm_config: VllmConfig, tokens: int, default: float, device: torch.device) -> Tensor:
-    """`[tokens]` float32 of the step that V1 is running; `default` where no request is, as in a profiling run."""
-    strengths = torch.full((tokens,), default, device=device)
+    """`[tokens]` float32 of the step that V1 is running; `idle_strength` where no request is, as in a profiling run."""
+    strengths = torch.full((tokens,), idle_strength(default), device=device)
     metadata = get_forward_context().attn_metadata
     rows: Sequence[float] | None = getattr(vllm_config.model_config, ROWS, None)
     if not metadata or rows is None:
@@ -135,7 +135,7 @@ def composite_state(vllm_config: VllmConfig, target: nn.Module, default: float) 
             self._chosen = np.full(self.max_num_reqs, default, np.float32)
             self._slots = torch.full((self.max_num_reqs,), default, device=self.device)
             # CUDA graphs replay with the buffer that they were captured with
-            self._tokens = torch.full((self.max_num_tokens,), default, device=self.device)
+            self._tokens = torch.full((self.max_num_tokens,), idle_strength(default), device=self.device)
             self._places = torch.arange(self.max_num_tokens, dtype=torch.int32, device=self.device)
             self._changed = False
 

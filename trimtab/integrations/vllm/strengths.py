@@ -18,6 +18,8 @@ from ...errors import InputError
 from .composed_directory import Composition, Method
 
 SEARCH = -1.0
+UNCOUNTED = -2.0
+"""As `SEARCH`, for rows of no request: those of a profiling run."""
 DYNAMIC = "dynamic"
 FIELDS: dict[Method, str] = {"fusion": "trimtab_alpha", "steer": "trimtab_gamma"}
 """Key of `vllm_xargs`, alias `SamplingParams.extra_args`."""
@@ -26,6 +28,11 @@ FIELDS: dict[Method, str] = {"fusion": "trimtab_alpha", "steer": "trimtab_gamma"
 def default_strength(composition: Composition) -> float:
     """Of requests that ask for none."""
     return SEARCH if composition.strength is None else composition.strength
+
+
+def idle_strength(default: float) -> float:
+    """Of rows that belong to no request, which cost what those do that ask for nothing."""
+    return UNCOUNTED if default == SEARCH else default
 
 
 def requested_strength(method: Method, extra_args: Mapping[str, Any] | None) -> float | None:

@@ -11,10 +11,12 @@ from trimtab.errors import InputError
 from trimtab.integrations.vllm.composed_directory import Composition
 from trimtab.integrations.vllm.strengths import (
     SEARCH,
+    UNCOUNTED,
     as_columns,
     columns,
     default_strength,
     from_columns,
+    idle_strength,
     requested_strength,
 )
 
@@ -57,6 +59,11 @@ def test_the_directory_has_the_default():
     of = {"architectures": ("A",), "members": ("trimtab_base", "trimtab_expert_a")}
     assert default_strength(Composition("fusion", strength=None, **of)) == SEARCH
     assert default_strength(Composition("fusion", strength=0.0, **of)) == 0.0
+
+
+def test_rows_of_no_request_cost_the_same_and_are_not_counted():
+    assert idle_strength(SEARCH) == UNCOUNTED
+    assert idle_strength(0.5) == 0.5
 
 
 @given(
