@@ -19,9 +19,9 @@ HITS = Counter("trimtab:hits", "How often.", ("who",))
 SIZES = Histogram("trimtab:size", "How large.", (0.5, 2), ("who",))
 
 def work(who):
-    for size in (0.1, 0.5, 1.0, 9.0):
-        HITS.inc(who=who)
-        SIZES.observe(size, who=who)
+    for sizes in ((0.1,), (0.5, 1.0, 9.0)):
+        HITS.inc(len(sizes), who=who)
+        SIZES.observe(*sizes, who=who)
     HITS.inc(2.5, who="all")
 """
 PARENT = """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...decoding.contrast import plausible, steer, widened
-from ...decoding.fusion import fuse
+from ...decoding.fusion import Fusion, fuse
 from .composed_directory import Composition
 from .strengths import SEARCH
 
@@ -34,6 +34,7 @@ def composed_scores(
     members: Sequence[Tensor],
     pushes: Tensor,
     negative: Negative | None = None,
+    chosen: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """The target's own logits where nothing is asked for, elsewhere log-probabilities of the composed distribution.
 
@@ -45,6 +46,7 @@ def composed_scores(
         members: `[rows, vocab]` logits each, of the base and the experts, their vocabularies padded as they may be.
         pushes: `[rows, numbers]` float32, a `strengths.Push` each.
         negative: of the rows whose push names one, in their order.
+        chosen: hears of the rows whose alpha was searched: `[rows, experts]`, and `[rows]` bool, whether a request's.
 
     Returns:
         `[rows, vocab]` float32.
@@ -55,25 +57,33 @@ def composed_scores(
     strengths = pushes[:, 0]
     place = pushes[:, 2] if composition.method == "steer" else torch.full_like(strengths, -1)
     alone = place < 0
-    kinds = [(alone & (strengths == SEARCH), True), (alone & (strengths > 0), False)]
-    for chosen, searched in kinds:
-        rows = chosen.nonzero()[:, 0]
+    kinds = [(alone & (strengths < 0), True), (alone & (strengths > 0), False)]
+    for which, searched in kinds:
+        rows = which.nonzero()[:, 0]
         if not len(rows):
             continue
         if scores is target:
             scores = target.clone()
         here = parts if len(rows) == len(target) else [part[rows] for part in parts]
-        found = _scores(composition, here, None if searched else strengths[rows])
+        if composition.method == "fusion":
+            fusion = _fusion(composition, here, None if searched else strengths[rows])
+            found = fusion.log_probs
+            if searched and chosen is not None:
+                chosen(fusion.alpha, strengths[rows] == SEARCH)
+        else:
+            found = _steer(here, strengths[rows])
         scores[rows] = widened(found, target.shape[-1])
     return scores if composition.method == "fusion" else _away(scores, target, parts, pushes, negative)
 
 
-def _scores(composition: Composition, parts: list[Tensor], strengths: Tensor | None) -> Tensor:
+def _fusion(composition: Composition, parts: list[Tensor], strengths: Tensor | None) -> Fusion:
     target, base, *experts = parts
-    if composition.method == "fusion":
-        search = {"alpha_max": composition.alpha_max}
-        return fuse(target, base, torch.stack(experts), alpha=strengths, active=composition.active, **search).log_probs
-    assert strengths is not None  # gamma is never searched
+    search = {"alpha_max": composition.alpha_max}
+    return fuse(target, base, torch.stack(experts), alpha=strengths, active=composition.active, **search)
+
+
+def _steer(parts: list[Tensor], strengths: Tensor) -> Tensor:
+    target, base = parts
     return steer(target.log_softmax(-1), base.log_softmax(-1), None, gamma=strengths[:, None], eta=0.0)
 
 

@@ -23,6 +23,7 @@ from vllm.model_executor.models.interfaces import has_inner_state, is_hybrid, su
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 
 from ...errors import InputError
+from .alpha_metrics import AlphaMetrics
 from .composed_scores import Negative, composed_scores
 from .composite_config import composition_of
 from .member_config import member_config
@@ -70,6 +71,11 @@ class TrimtabCompositeForCausalLM(nn.Module):
             self._widths.append(config.model_config.get_hidden_size())
             self.secondary_weights.append(DefaultModelLoader.Source(path, None, prefix=f"{name}."))
         self._widths.append(columns(model_config.dtype, self._default))
+        self._chosen = None
+        # every tensor-parallel rank may search: one of them speaks
+        if self.composition.method == "fusion" and vllm_config.parallel_config.rank == 0:
+            experts = self.composition.members[1:]
+            self._chosen = AlphaMetrics(str(model_config.served_model_name), experts).add
 
     @property
     def _parts(self) -> list[Any]:
@@ -126,7 +132,7 @@ class TrimtabCompositeForCausalLM(nn.Module):
         negative = self._negative(pushes, width)  # every tensor-parallel rank takes part
         if logits[0] is None:
             return None
-        return composed_scores(self.composition, logits[0], logits[1:], pushes, negative)
+        return composed_scores(self.composition, logits[0], logits[1:], pushes, negative, self._chosen)
 
     def _negative(self, pushes: Tensor, width: int) -> Negative | None:
         places = pushes[:, 2] if self._branch is not None else pushes[:0, 0]

@@ -1,17 +1,21 @@
 """Mends sampled speculative decoding on vLLM's CPU build.
 
 In 0.32 its `expand_batch_to_tokens` leaves temperatures, top-k and top-p of the verified rows uninitialised: the C++
-routine behind it is given copies of all tensors that are not int64, its result among them. Greedy requests never call
-it. Tested with vLLM 0.32; another build that expands rightly is left alone.
+routine behind it is given copies of all tensors that are not int64, its result among them. A sampled request then stops
+the engine, or is drawn from another distribution. A batch of greedy requests never calls it. Tested with vLLM 0.32;
+another build that expands rightly is left alone.
 """
 
 from __future__ import annotations
+
+import functools
 
 import torch
 from torch import Tensor
 from vllm.v1.sample import rejection_sampler
 
 
+@functools.cache
 def mend() -> None:
     """Put torch's operators in the place of the routine in this process, if it does not work here."""
     values, ends = torch.tensor([0.625, 7.5]), torch.tensor([2, 3], dtype=torch.int32)

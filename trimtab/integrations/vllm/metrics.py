@@ -22,6 +22,7 @@ import shutil
 import tempfile
 import threading
 from bisect import bisect_left
+from collections import Counter as Counts
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,16 @@ class Histogram:
         self._name, self._help, self._labels = name, help, tuple(labels)
         self._bounds = [*map(float, buckets), float("inf")]
 
-    def observe(self, value: float, **labels: str) -> None:
-        """Count one value; from any process of the engine, from any thread."""
+    def observe(self, *values: float, **labels: str) -> None:
+        """Count values; from any process of the engine, from any thread."""
         from prometheus_client.utils import floatToGoString
 
         given = _checked(self._labels, labels)
-        _add("histogram", self._help, self._name, {f"{self._name}_sum": value}, given)
+        _add("histogram", self._help, self._name, {f"{self._name}_sum": sum(values)}, given)
         # every bucket is written, the empty ones too: a scrape sums over those that it finds
-        hit = bisect_left(self._bounds, value)
+        hits = Counts(bisect_left(self._bounds, value) for value in values)
         for index, bound in enumerate(self._bounds):
-            amount = {f"{self._name}_bucket": float(index == hit)}
+            amount = {f"{self._name}_bucket": float(hits[index])}
             _add("histogram", self._help, self._name, amount, given | {"le": floatToGoString(bound)})
 
 

@@ -25,7 +25,7 @@ from .composed_directory import Method
 from .composite_config import composition_of
 from .negatives.branch import NegativeBranch, NegativePool
 from .negatives.sequences import NegativeGroup
-from .strengths import Push, default_push, requested_push
+from .strengths import Push, default_push, idle_push, requested_push
 
 ROWS = "trimtab_rows"
 """Attribute of vLLM's `ModelConfig` by which V1's processor and the model, built apart in one process, meet."""
@@ -95,7 +95,7 @@ class Rows:
             new_branch: called for the first negatives.
         """
         device = input_ids.device
-        pushes = torch.tensor(self._default, device=device).repeat(len(input_ids), 1)
+        pushes = torch.tensor(idle_push(self._default), device=device).repeat(len(input_ids), 1)
         metadata = get_forward_context().attn_metadata
         if not metadata:  # a profiling run
             return pushes
@@ -216,7 +216,7 @@ def composite_state(vllm_config: VllmConfig, target: nn.Module, default: Push, n
             self._chosen = np.tile(np.array(default, np.float32), (self.max_num_reqs, 1))
             self._slots = torch.tensor(self._chosen, device=self.device)
             # CUDA graphs replay with the buffer that they were captured with
-            self._tokens = torch.tensor(default, device=self.device).repeat(self.max_num_tokens, 1)
+            self._tokens = torch.tensor(idle_push(default), device=self.device).repeat(self.max_num_tokens, 1)
             self._places = torch.arange(self.max_num_tokens, dtype=torch.int32, device=self.device)
             self._changed = False
             self._groups: dict[str, NegativeGroup] = {}

@@ -22,6 +22,8 @@ from .negatives.requests import LARGEST, requested_negatives, requested_plausibi
 
 SEARCH = -1.0
 NO_NEGATIVES = -1.0
+UNCOUNTED = -2.0
+"""As `SEARCH`, for rows of no request: those of a profiling run."""
 DYNAMIC = "dynamic"
 FIELDS: dict[Method, str] = {"fusion": "trimtab_alpha", "steer": "trimtab_gamma"}
 """Key of `vllm_xargs`, alias `SamplingParams.extra_args`."""
@@ -49,6 +51,11 @@ def requested_push(method: Method, extra_args: Mapping[str, Any] | None, default
         return (first,)
     requested_negatives(extra_args)
     return first, requested_plausibility(extra_args), NO_NEGATIVES
+
+
+def idle_push(default: Push) -> Push:
+    """Of rows that belong to no request, which cost what those do that ask for nothing."""
+    return (UNCOUNTED, *default[1:]) if default[0] == SEARCH else default
 
 
 def requested_strength(method: Method, extra_args: Mapping[str, Any] | None) -> float | None:

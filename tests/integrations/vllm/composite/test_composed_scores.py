@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from trimtab.decoding.fusion import fuse
 from trimtab.integrations.vllm.composed_directory import Composition
 from trimtab.integrations.vllm.composed_scores import Negative, composed_scores
-from trimtab.integrations.vllm.strengths import SEARCH
+from trimtab.integrations.vllm.strengths import SEARCH, UNCOUNTED
 
 FUSION = Composition("fusion", ("A",), ("trimtab_base", "trimtab_expert_a", "trimtab_expert_b"), None)
 STEER = Composition("steer", ("A",), ("trimtab_base",), 0.2)
@@ -40,6 +40,21 @@ def test_fusion_row_by_row():
         pushed = p[row] + sum(a * (e[row] - q[row]) for a, e in zip(alpha, experts, strict=True))
         expected = p[row] if strength == 0 else log_softmax(pushed)
         np.testing.assert_allclose(found[row].numpy(), expected, atol=1e-5)
+
+
+def test_searched_alphas_are_handed_on():
+    """Those of requests and, marked as such, those of no request."""
+    target, *members = logits(4)
+    heard = []
+    strengths = torch.tensor([0.0, 0.5, SEARCH, UNCOUNTED, SEARCH, 2.5])
+    found = composed_scores(FUSION, target, members, strengths[:, None], chosen=lambda *step: heard.append(step))
+    [(alpha, counted)] = heard
+    torch.testing.assert_close(alpha, fuse(target, members[0], torch.stack(members[1:])).alpha[2:5], atol=1e-6, rtol=0)
+    assert counted.tolist() == [True, False, True]
+    assert torch.equal(found[3], composed_scores(FUSION, target, members, torch.full((6, 1), SEARCH))[3])
+    heard.clear()
+    composed_scores(FUSION, target, members, torch.ones(6, 1), chosen=lambda *step: heard.append(step))
+    assert heard == []
 
 
 def test_steer_row_by_row():

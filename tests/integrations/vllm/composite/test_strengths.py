@@ -11,10 +11,12 @@ from trimtab.errors import InputError
 from trimtab.integrations.vllm.composed_directory import Composition
 from trimtab.integrations.vllm.strengths import (
     SEARCH,
+    UNCOUNTED,
     as_columns,
     columns,
     default_push,
     from_columns,
+    idle_push,
     requested_push,
     requested_strength,
 )
@@ -77,6 +79,12 @@ def test_fusion_takes_none_of_it(field):
 
 
 NUMBERS = st.floats(0, width=32, allow_infinity=False, allow_subnormal=False) | st.just(SEARCH)
+
+
+def test_rows_of_no_request_cost_the_same_and_are_not_counted():
+    assert idle_push((SEARCH,)) == (UNCOUNTED,)
+    assert idle_push((0.5,)) == (0.5,)
+    assert idle_push((0.2, 0.0, -1.0)) == (0.2, 0.0, -1.0)
 
 
 @given(

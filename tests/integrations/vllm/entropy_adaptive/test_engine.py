@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from scipy import stats
 
 import trimtab
 from tests.integrations.vllm.engine import run
 from tests.integrations.vllm.family import Family
+from tests.integrations.vllm.sampled_texts import assert_drawn_from, text_shares
 from trimtab.decoding.entropy_gate import GateSettings
 from trimtab.integrations.vllm.entropy_adaptive.options import REQUESTS
 
@@ -162,31 +161,11 @@ def test_texts_of_many_requests_are_those_of_transformers(family: Family) -> Non
     sizes = {name: sum(one.numel() for one in model.parameters()) for name, model in family.models.items()}
     share = counts["large_share"]
     assert counts["cost"] == pytest.approx(share + (1 - share) * sizes["base"] / sizes["large"])
-    _check_distribution(family, texts[len(ours) : -len(ours)])
-
-
-def _check_distribution(family: Family, texts: list[list[int]]) -> None:
-    """Chi-square over all texts that two tokens of the large model and one of the small one can be; error rate 1e-3."""
+    # two tokens of the large model, then one of the small one
+    writers = [family.models[name] for name in ("large", "large", "base")]
     prompt = family.tokenizer(SAMPLED["prompt"]).input_ids
-    shares: dict[tuple[int, ...], float] = {(): 1.0}
-    for model in ("large", "large", "base"):
-        longer = {}
-        for text, share in shares.items():
-            with torch.no_grad():
-                logits = family.models[model](torch.tensor([[*prompt, *text]])).logits[0, -1].double()
-            best = (logits / SAMPLED["temperature"]).topk(SAMPLED["top_k"])
-            for token, probability in zip(best.indices.tolist(), best.values.softmax(-1).tolist(), strict=True):
-                longer[(*text, token)] = share * probability
-        shares = longer
-    found = Counter(map(tuple, texts))
-    assert set(found) <= set(shares)
-    often = sorted((text for text, share in shares.items() if share * len(texts) >= 5), key=shares.__getitem__)
-    observed = [found[text] for text in often]
-    expected = [shares[text] * len(texts) for text in often]
-    # what is hardly ever written is one class with the rarest of the others
-    observed[0] += len(texts) - sum(observed)
-    expected[0] += len(texts) - sum(expected)
-    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    shares = text_shares(writers, prompt, SAMPLED["temperature"], SAMPLED["top_k"])
+    assert_drawn_from(shares, texts[len(ours) : -len(ours)])
 
 
 def test_preemption_costs_at_most_one_forced_token_each(family: Family) -> None:

@@ -4,8 +4,14 @@
         --speculative-config '{"method": "ngram", "num_speculative_tokens": 6, "prompt_lookup_max": 4}'
 
 With n-gram drafts that is Quasar (Huang & Wen 2026, arXiv 2603.01399): drafts from the text, verified in low bits. The
-text is the low-bit model's own. This module is imported wherever vLLM starts, so what computes is imported by the
-engine that asks for it. Tested with vLLM 0.32.
+text is the low-bit model's own. The full-precision model's is had the other way round, with the low-bit weights as the
+draft model of their own checkpoint:
+
+    vllm serve MODEL --speculative-config '{"method": "draft_model", "model": "MODEL",
+                                            "quantization": "trimtab-w8a16", "num_speculative_tokens": 6}'
+
+This module is imported wherever vLLM starts, so what computes is imported by the engine that asks for it. Tested with
+vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -69,8 +75,14 @@ class TrimtabConfig(QuantizationConfig):
             return None
         if any(part in prefix for part in self.ignore):
             return UnquantizedLinearMethod()
+        from vllm.platforms import current_platform
+
         from .linear import LowBitLinearMethod
 
+        if current_platform.is_cpu():
+            from ..cpu_speculation import mend
+
+            mend()
         return LowBitLinearMethod(self.format, self.group)
 
 
