@@ -31,8 +31,15 @@ STEER = FUSION | {"method": "steer", "members": ["trimtab_base"], "strength": 0.
 
 def config(found: Any = FUSION, *, v2: bool = False, drafts: str | None = None, **changes: Any) -> Any:
     model = {"hf_config": SimpleNamespace(trimtab=found), "logits_processors": None, "enable_prompt_embeds": False}
+    tokenizer = {"tokenizer": "a", "tokenizer_mode": "auto", "tokenizer_revision": None, "trust_remote_code": False}
+    texts = {"skip_tokenizer_init": False, "use_mla": False, "max_model_len": 64}
+    kinds = ("data_parallel_size", "decode_context_parallel_size", "prefill_context_parallel_size")
     return SimpleNamespace(
-        model_config=SimpleNamespace(**(model | changes)),
+        model_config=SimpleNamespace(**(model | tokenizer | texts | changes)),
+        additional_config={},
+        parallel_config=SimpleNamespace(**dict.fromkeys(kinds, 1)),
+        cache_config=SimpleNamespace(cache_dtype="auto", kv_sharing_fast_prefill=False),
+        kv_transfer_config=None,
         speculative_config=None if drafts is None else SimpleNamespace(method=drafts),
         scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None, max_num_seqs=6),
         load_config=SimpleNamespace(load_format="auto"),
@@ -49,8 +56,11 @@ def test_requests_are_checked_by_a_processor_of_the_runners_kind(found: Any, v2:
 
     given = config(found, v2=v2, logits_processors=["theirs:Own"])
     CompositeConfig.verify_and_update_config(given)
-    ours, theirs = given.model_config.logits_processors
-    assert (ours, theirs) == (f"trimtab.integrations.vllm.per_request:{name}", "theirs:Own")
+    *ours, theirs = given.model_config.logits_processors
+    assert theirs == "theirs:Own"
+    assert ours[0] == f"trimtab.integrations.vllm.per_request:{name}"
+    # what negatives may be depends on the engine, which only its own check knows
+    assert len(ours) == (2 if found is STEER else 1)
     assert issubclass(getattr(per_request, name), per_request.ProcessorV2 if v2 else per_request.ProcessorV1)
     assert given.scheduler_config.disable_hybrid_kv_cache_manager is True
 
@@ -121,7 +131,7 @@ def test_rows_follow_their_requests() -> None:
     def update(removed: Any = (), added: Any = (), moved: Any = ()) -> list[float]:
         new = [(row, asks(value), None, []) for row, value in added]
         processor.update_state(BatchUpdate(batch_size=6, removed=removed, added=new, moved=moved))
-        return list(rows)
+        return [row.push[0] for row in rows._rows]
 
     assert update(added=[(0, 0.5), (1, None), (2, 0), (3, "dynamic")])[:4] == [0.5, SEARCH, 0.0, SEARCH]
     assert update(moved=[(0, 2, MoveDirectionality.SWAP)])[:4] == [0.0, SEARCH, 0.5, SEARCH]
@@ -129,6 +139,6 @@ def test_rows_follow_their_requests() -> None:
     # a new request takes the row of one that left
     assert update(removed=[0], added=[(0, 1)])[0] == 1.0
     processor.update_state(None)
-    assert rows[:2] == [1.0, 0.5]
+    assert update()[:2] == [1.0, 0.5]
     logits = torch.randn(2, 5)
     assert processor.apply(logits) is logits
