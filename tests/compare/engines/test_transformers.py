@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from tests.ability.prompts import encoder_installed
 from trimtab.compare.engines.transformers import FirstToken, ModelPool, TransformersDecoder
 from trimtab.compare.prompts import Prompt
 from trimtab.compare.setups import parse_setup
@@ -105,3 +106,11 @@ def test_noting_the_first_token_costs_microseconds() -> None:
     # a token of the smallest model takes milliseconds
     assert (time.perf_counter() - start) / 10_000 < 5e-5
     assert streamer.time is not None
+
+
+@pytest.mark.slow
+@encoder_installed
+def test_temperature_selection_says_what_it_chose(smollm2: Loaded, one_thread: None) -> None:
+    found = decoded(smollm2, "temperature:size=1B")
+    assert 0 < found.stats["temperature"] <= 2
+    assert decoded(smollm2, f"none:temperature={found.stats['temperature']}").text == found.text
