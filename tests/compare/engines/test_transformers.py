@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from tests.ability.prompts import encoder_installed
 from trimtab.compare.engines.transformers import FirstToken, ModelPool, TransformersDecoder
 from trimtab.compare.prompts import Prompt
 from trimtab.compare.setups import parse_setup
@@ -45,13 +46,23 @@ def decoded(loaded: Loaded, text: str, seed: int = 0) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["none", "prompt_lookup:prompt_lookup_num_tokens=3", "quantized:bits=16"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "none",
+        "prompt_lookup:prompt_lookup_num_tokens=3",
+        "assisted:assistant_model=x,num_assistant_tokens=2",
+        "quantized:bits=16",
+        "steer:base=x,gamma=0",
+    ],
+)
 def test_greedy_sides_write_what_plain_generate_writes(smollm2: Loaded, plain: list[int], text: str) -> None:
     found = decoded(smollm2, text)
     assert found.text == smollm2.tokenizer.decode(plain, skip_special_tokens=True)
     assert found.tokens == len(plain)
     assert 0 < found.first_token_seconds < found.seconds
-    assert (found.stats["new_tokens"] == TOKENS) if text.startswith("quantized") else (found.stats == {})
+    if text.startswith("quantized"):
+        assert found.stats["new_tokens"] == TOKENS
 
 
 @pytest.mark.slow
@@ -95,3 +106,11 @@ def test_noting_the_first_token_costs_microseconds() -> None:
     # a token of the smallest model takes milliseconds
     assert (time.perf_counter() - start) / 10_000 < 5e-5
     assert streamer.time is not None
+
+
+@pytest.mark.slow
+@encoder_installed
+def test_temperature_selection_says_what_it_chose(smollm2: Loaded, one_thread: None) -> None:
+    found = decoded(smollm2, "temperature:size=1B")
+    assert 0 < found.stats["temperature"] <= 2
+    assert decoded(smollm2, f"none:temperature={found.stats['temperature']}").text == found.text
