@@ -11,21 +11,18 @@ and an otherwise idle machine; five minutes on two cores.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import entry_points
-from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 
+from bench.vllm_engines import OPTIONS, Engine
 from trimtab import InputError
 from trimtab.compare.bootstrap import rate_ratio
 from trimtab.compare.prompts import read_prompts
@@ -33,56 +30,6 @@ from trimtab.compare.provenance import load_average, provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 ARMS = ("with", "without")
-OPTIONS = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8}
-
-
-def work(address: str) -> None:
-    """One engine: takes lists of prompts, answers with tokens and seconds."""
-    with Client(address) as line:  # before anything that can fail: who waits for it sees the end of the line
-        from vllm import LLM, SamplingParams
-
-        model, tokens = line.recv()
-        # drawn prompts are the same in every round: a prefix cache would leave nothing to prefill
-        llm = LLM(model, enable_prefix_caching=False, **OPTIONS)
-        line.send(("trimtab.integrations.vllm.plugin" in sys.modules, llm.llm_engine.vllm_config.use_v2_model_runner))
-        params = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
-        while (prompts := line.recv()) is not None:
-            begin = time.perf_counter()
-            outputs = llm.generate(prompts, params, use_tqdm=False)
-            seconds = time.perf_counter() - begin
-            line.send((sum(len(output.outputs[0].token_ids) for output in outputs), seconds))
-
-
-class Engine:
-    """A process with an engine, and the line to it."""
-
-    def __init__(self, arm: str, model: str, tokens: int, folder: Path) -> None:
-        address = str(folder / arm)
-        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        env = os.environ | {"PYTHONPATH": paths, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-        if arm == "without":
-            env["VLLM_PLUGINS"] = ""
-        with Listener(address) as listener:
-            command = [sys.executable, str(Path(__file__).resolve()), "--work", address]
-            self._process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=sys.stderr)
-            self._line: Connection[Any, Any] = listener.accept()
-        self._line.send((model, tokens))
-        try:
-            self.plugin, self.v2 = self._line.recv()
-        except EOFError as error:
-            raise InputError(f"the engine {arm} trimtab did not start: its log is above") from error
-
-    def generate(self, prompts: list[str]) -> tuple[int, float]:
-        """Tokens and seconds."""
-        self._line.send(prompts)
-        tokens, seconds = self._line.recv()
-        return tokens, seconds
-
-    def stop(self) -> None:
-        """End the process."""
-        self._line.send(None)
-        self._line.close()
-        self._process.wait(60)
 
 
 def main(
@@ -91,12 +38,8 @@ def main(
     rounds: Annotated[int, typer.Option(help="Batches for each engine of a start.")] = 10,
     tokens: Annotated[int, typer.Option(help="New tokens a request.")] = 48,
     output: Annotated[Path | None, typer.Option("--json", help="Where the result goes.")] = None,
-    worker: Annotated[str, typer.Option("--work", hidden=True)] = "",
 ) -> None:
     """Measure the idle cost."""
-    if worker:
-        work(worker)
-        return
     if not [point for point in entry_points(group="vllm.general_plugins") if point.name == "trimtab"]:
         raise InputError("trimtab is not installed here, so that vLLM cannot load it: pip install -e .")
     if not model:
@@ -112,15 +55,21 @@ def main(
     for start in range(starts):
         order = ARMS if start % 2 == 0 else ARMS[::-1]
         with tempfile.TemporaryDirectory() as folder:
-            engines = {arm: Engine(arm, model, tokens, Path(folder)) for arm in order}
+            engines = {
+                arm: Engine(arm, Path(folder), {"model": model}, {} if arm == "with" else {"VLLM_PLUGINS": ""})
+                for arm in order
+            }
+            for engine in engines.values():
+                engine.ready()
             if (engines["with"].plugin, engines["without"].plugin) != (True, False):
                 raise InputError("the plugin was not loaded by the one engine alone: is VLLM_PLUGINS set?")
             runners = {arm: "V2" if engine.v2 else "V1" for arm, engine in engines.items()}
             for arm in order:
-                engines[arm].generate(batches[0])  # warm
+                engines[arm].generate(batches[0], max_tokens=tokens)  # warm
             for turn in range(rounds):
                 for arm in order if turn % 2 == 0 else order[::-1]:
-                    measured[arm].append(engines[arm].generate(batches[turn % len(batches)]))
+                    done = engines[arm].generate(batches[turn % len(batches)], max_tokens=tokens)
+                    measured[arm].append((done.new_tokens, done.seconds))
                 rates = [measured[arm][-1][0] / measured[arm][-1][1] for arm in ARMS]
                 print(f"{start + 1}.{turn + 1}  with {rates[0]:.1f}  without {rates[1]:.1f} tokens/s", file=sys.stderr)
             for engine in engines.values():

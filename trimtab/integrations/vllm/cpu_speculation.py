@@ -2,8 +2,11 @@
 
 In 0.32 its `expand_batch_to_tokens` leaves temperatures, top-k and top-p of the verified rows uninitialised: the C++
 routine behind it is given copies of all tensors that are not int64, its result among them. A sampled request then stops
-the engine, or is drawn from another distribution. A batch of greedy requests never calls it. Tested with vLLM 0.32;
-another build that expands rightly is left alone.
+the engine, or is drawn from another distribution. A batch of greedy requests never calls it. Another build that expands
+rightly is left alone.
+
+And its top-k takes the largest k of all rows, which stops the engine where there are none: where every request of a
+step is at its last token, so that nothing was drafted. Tested with vLLM 0.32.
 """
 
 from __future__ import annotations
@@ -17,11 +20,17 @@ from vllm.v1.sample import rejection_sampler
 
 @functools.cache
 def mend() -> None:
-    """Put torch's operators in the place of the routine in this process, if it does not work here."""
+    """Make both work in this process."""
     values, ends = torch.tensor([0.625, 7.5]), torch.tensor([2, 3], dtype=torch.int32)
     found = rejection_sampler.expand_batch_to_tokens(values, ends, 3)
     if found.tolist() != [0.625, 0.625, 7.5]:
         rejection_sampler.expand_batch_to_tokens = _expand
+    constrain = rejection_sampler.apply_top_k_top_p
+
+    def of_any(logits: Tensor, k: Tensor | None, p: Tensor | None) -> Tensor:
+        return constrain(logits, k, p) if len(logits) else logits
+
+    rejection_sampler.apply_top_k_top_p = of_any
 
 
 def _expand(x: Tensor, cu_num_tokens: Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0) -> Tensor:
