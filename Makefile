@@ -38,7 +38,7 @@ demo: $(VENV)/.demo  ## install into .venv and show trimtab beside plain generat
 	$(BIN)/python bench/demo.py
 
 # Engines of vLLM run on one thread each, so two at a time; everything else wants the machine to itself.
-ENGINES = tests/integrations/vllm
+ENGINES = tests/integrations/vllm tests/route
 
 test: check  ## everything CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ENGINES)
