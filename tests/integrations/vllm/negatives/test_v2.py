@@ -21,12 +21,9 @@ TOKENS = 6
 
 
 def test_requests_together_are_the_reference(family: Family, tmp_path: Path) -> None:
-    """Five for three seats, prompts read in pieces of 32 tokens; their texts are short of memory, and so are negatives.
-
-    Six blocks of 16 tokens: the three longest prompts and what follows them do not fit, so that some are preempted.
-    """
+    """Five for three seats, prompts read in pieces of 32 tokens."""
     compose_steer(tmp_path / "steer", family.directories["record"], family.directories["base"], gamma=GAMMA)
-    texts = ["The sea is", "The capital of France is", "Sam had 12 marbles. " * 8, "def add(a, b):", "Once upon a time"]
+    texts = ["The sea is", "The capital of France is", "Sam had 12 marbles. " * 6, "def add(a, b):", "Once upon a time"]
     asked: list[dict[str, Any] | None] = [
         {"trimtab_negatives": negatives(texts[0], 0)},
         None,
@@ -42,7 +39,7 @@ def test_requests_together_are_the_reference(family: Family, tmp_path: Path) -> 
     prompts = [family.tokenizer(text)["input_ids"] for text in texts]
     greedy = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}
     requests = [{"prompt": prompt, **greedy, "extra_args": each} for prompt, each in zip(prompts, asked, strict=True)]
-    settings = {"trimtab": {"steer": {"negatives": 2, "negative_tokens": 128}}}
+    settings = {"trimtab": {"steer": {"negatives": 2, "negative_tokens": 160}}}
     options = {
         "max_model_len": 96, "max_num_seqs": 3, "max_num_batched_tokens": 32, "block_size": 32,
         "num_gpu_blocks_override": 4,
@@ -52,4 +49,3 @@ def test_requests_together_are_the_reference(family: Family, tmp_path: Path) -> 
     found = [samples[0]["tokens"] for samples in result["outputs"]]
     expected = [expected_tokens(family, prompt, TOKENS, each) for prompt, each in zip(prompts, asked, strict=True)]
     assert_same_or_tied(prompts, found, expected, lambda text, row: scores(family, prompts[row], asked[row], text))
-    print("preempted", result["metrics"].get("vllm:num_preemptions"))
