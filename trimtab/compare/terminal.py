@@ -32,7 +32,7 @@ class Running:
         self._right: dict[str, list[float]] = {side: [] for side in sides}
         self._failed = dict.fromkeys(sides, 0)
         self._done = 0
-        self._bar = None
+        self._bar: Any = None
 
     @contextmanager
     def bar(self, count: int) -> Iterator[Self]:
