@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,11 +62,13 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
         log = tmp_path_factory.mktemp(name) / "log"
         return vllm_servers.start_server(str(family.directories[name]), ("--block-size", "32"), {}, log)
 
-    with ThreadPoolExecutor(2) as pool:
-        small, large = pool.map(start, ("base", "large"))
-    yield Pair(family, small, large)
-    small.stop()
-    large.stop()
+    # one after the other: engines that start together may choose the same port for themselves
+    with ExitStack() as stack:
+        running = {}
+        for name in ("base", "large"):
+            running[name] = start(name)
+            stack.callback(running[name].stop)
+        yield Pair(family, running["base"], running["large"])
 
 
 @contextmanager
