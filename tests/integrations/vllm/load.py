@@ -152,9 +152,9 @@ def _piece(chat: bool, part: Any) -> str:
 
 
 def memory(server: Server) -> float:
-    """MiB that the processes of a server hold."""
+    """MiB that the processes of a server hold for themselves: pages of files and shared ones come and go."""
     process = psutil.Process(server.process.pid)
-    return sum(part.memory_info().rss for part in (process, *process.children(recursive=True))) / 2**20
+    return sum(part.memory_full_info().uss for part in (process, *process.children(recursive=True))) / 2**20
 
 
 def written(server: Server) -> float:
