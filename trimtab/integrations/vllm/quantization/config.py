@@ -89,5 +89,7 @@ class TrimtabConfig(QuantizationConfig):
 def register() -> None:
     """Make the formats known to vLLM in this process; once is enough, more does no harm."""
     for format in FORMATS:
-        name = f"trimtab-{format}"
-        register_quantization_config(name)(type(f"Trimtab{format.upper()}Config", (TrimtabConfig,), {"format": format}))
+        name = f"Trimtab{format.upper()}Config"
+        # found by its name in this module: vLLM pickles it for an engine in a process that it spawns
+        found = globals().setdefault(name, type(name, (TrimtabConfig,), {"format": format, "__module__": __name__}))
+        register_quantization_config(f"trimtab-{format}")(found)
