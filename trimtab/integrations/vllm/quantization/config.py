@@ -86,10 +86,16 @@ class TrimtabConfig(QuantizationConfig):
         return LowBitLinearMethod(self.format, self.group)
 
 
+def _config(format: str) -> type[TrimtabConfig]:
+    return type(f"Trimtab{format.upper()}Config", (TrimtabConfig,), {"format": format, "__module__": __name__})
+
+
+CONFIGS = {f"trimtab-{format}": _config(format) for format in FORMATS}
+# vLLM pickles them for an engine in a process that it spawns, which finds them by their names in this module
+globals().update({found.__name__: found for found in CONFIGS.values()})
+
+
 def register() -> None:
     """Make the formats known to vLLM in this process; once is enough, more does no harm."""
-    for format in FORMATS:
-        name = f"Trimtab{format.upper()}Config"
-        # found by its name in this module: vLLM pickles it for an engine in a process that it spawns
-        found = globals().setdefault(name, type(name, (TrimtabConfig,), {"format": format, "__module__": __name__}))
-        register_quantization_config(f"trimtab-{format}")(found)
+    for name, found in CONFIGS.items():
+        register_quantization_config(name)(found)
