@@ -57,8 +57,8 @@ MARGIN = 0.02
 EVERY = 8
 """One of so many requests is malformed."""
 GROWTH = 150
-"""MiB for 300 requests: half a MiB each, where keys and values that were never freed would be two. Not flat: 42 to 82 were
-seen, and whether that goes on was not tried."""
+"""MiB for 300 requests: half a MiB each, where keys and values that were never freed would be two. Not flat: 42 to 82
+were seen, and whether that goes on was not tried."""
 SEATS = (
     "--max-num-seqs", str(AT_ONCE), "--max-num-batched-tokens", "256", "--max-model-len", "192",
     "--block-size", "32", "--num-gpu-blocks-override", "200",
