@@ -64,8 +64,10 @@ def quantize_activation(x: Tensor, bits: ActivationBits) -> tuple[Tensor, Tensor
     if bits == 8:
         return scaled.to(torch.int8), scale
     # high = round(scaled / 256), low = the rest: in int16 these are the two bytes, read as signed.
-    low = scaled.to(torch.int16)
-    high = (low + 128).view(torch.int8).view(*x.shape, 2)[..., 1]
+    # Both fresh and filled in place: what torch returns for no tokens may have strides of 0, which have no byte view.
+    low = torch.empty(x.shape, dtype=torch.int16, device=x.device).copy_(scaled)
+    high = torch.empty_like(low, memory_format=torch.contiguous_format).copy_(low).add_(128)
+    high = high.view(torch.int8).view(*x.shape, 2)[..., 1]
     return torch.cat([high, low.view(torch.int8).view(*x.shape, 2)[..., 0]]), scale
 
 
