@@ -70,7 +70,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     ("content", "message"),
     [
         ("", "holds no prompts"),
-        ('{"prompt": "a"}\n{"prompt": ', "bad.jsonl:2: not JSON"),
+        ('{"prompt": "a"}\n{"prompt": ', "bad.jsonl', line 2 is not JSON"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": 1}', "the id '1' twice"),
         ('{"prompt": "a"}', "has no answer"),
     ],

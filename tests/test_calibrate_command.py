@@ -28,7 +28,7 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     [
         ("", "has no prompt"),
         ("\n \n", "has no prompt"),
-        ('{"prompt": "x"}\nnonsense\n', "line 2 is no JSON object"),
+        ('{"prompt": "x"}\nnonsense\n', "line 2 is not JSON"),
         ('{"text": "x"}\n', "line 1 is no JSON object"),
         ('{"prompt": ""}\n', "line 1: \"prompt\" is ''"),
         ("[1]\n", "line 1 is no JSON object"),

@@ -24,7 +24,7 @@ def test_prompts_answers_and_abilities_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("nonsense", "line 2 is no JSON"),
+        ("nonsense", "line 2 is not JSON"),
         ("[1]", "line 2 is no JSON object"),
         ('{"answer": "x"}', 'line 2 has no "prompt"'),
         ('{"prompt": "x"}', 'line 2 has no "answer"'),

@@ -14,6 +14,7 @@ import typer
 
 from .command_support import check_model_name, encode, import_quietly, number, option, remember_debug, whole
 from .errors import InputError
+from .jsonl import read_lines, read_objects
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,25 +119,20 @@ def read_prompts(path: Path) -> list[tuple[str, str | None]]:
     Raises:
         InputError: the file cannot be read, has no prompt, or a line is not such an object.
     """
-    try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"FILE {str(path)!r} cannot be read ({error}): give a readable UTF-8 file") from error
-    found: list[tuple[str, str | None]] = [(line, None) for line in lines if line.strip()]
+    found: list[tuple[str, str | None]]
     if path.suffix == ".jsonl":
-        found = [_prompt_of(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        found = [_prompt_of(line.value, line.where) for line in read_objects(path, "FILE")]
+    else:
+        found = [(line.value, None) for line in read_lines(path, "FILE")]
     if not found:
         raise InputError(f"FILE {str(path)!r} has no prompt: give one a line")
     return found
 
 
-def _prompt_of(path: Path, number: int, line: str) -> tuple[str, str | None]:
-    where = f"FILE {str(path)!r}, line {number}"
-    try:
-        record = json.loads(line)
-        text, answer = record["prompt"], record.get("answer")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f'{where} is no JSON object with "prompt": give one a line') from error
+def _prompt_of(record: dict[str, Any], where: str) -> tuple[str, str | None]:
+    if "prompt" not in record:
+        raise InputError(f'{where} is no JSON object with "prompt": give one a line')
+    text, answer = record["prompt"], record.get("answer")
     if not isinstance(text, str) or not text:
         raise InputError(f'{where}: "prompt" is {text!r:.40}: give some text')
     if answer is not None and (not isinstance(answer, (str, int, float)) or not str(answer).strip()):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import InputError
+from .jsonl import read_objects
 
 
 class LabelledPrompt(NamedTuple):
@@ -33,28 +33,13 @@ def read_labelled_prompts(path: str | Path, abilities: tuple[str, ...]) -> list[
     Raises:
         InputError: the file cannot be read, has no prompt, or a line is not such an object; names the line.
     """
-    path = Path(path).expanduser()
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"data {str(path)!r} cannot be read ({error}): give a readable UTF-8 file") from error
-    items = [
-        _labelled(line, f"data {str(path)!r}, line {number}", abilities)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    items = [_labelled(line.value, line.where, abilities) for line in read_objects(path, "data")]
     if not items:
         raise InputError(f'data {str(path)!r} has no prompt: give a JSON object with "prompt" and "answer" a line')
     return items
 
 
-def _labelled(line: str, where: str, abilities: tuple[str, ...]) -> LabelledPrompt:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is no JSON ({error}): give one object a line") from error
-    if not isinstance(record, dict):
-        raise InputError(f'{where} is no JSON object: give {{"prompt": ..., "answer": ...}}')
+def _labelled(record: dict[str, Any], where: str, abilities: tuple[str, ...]) -> LabelledPrompt:
     for field in ("prompt", "answer"):
         if record.get(field) is None:
             raise InputError(f'{where} has no "{field}": give one')

@@ -44,10 +44,10 @@ def measure(
     debug: Annotated[bool, option("--debug", help="Show tracebacks.", callback=remember_debug, is_eager=True)] = False,
 ) -> None:
     """Measure how diverse and how coherent the texts of a data set are."""
-    from .synthesis.jsonl import read_jsonl
+    from .synthesis.texts import read_texts
 
-    texts = [each["text"] for each in read_jsonl(file, "FILE")]
-    real = [] if reference is None else [each["text"] for each in read_jsonl(reference, "--reference")]
+    texts = [each["text"] for each in read_texts(file, "FILE")]
+    real = [] if reference is None else [each["text"] for each in read_texts(reference, "--reference")]
     check_judge(judge)
     with working("loading"):
         import_quietly(threads)

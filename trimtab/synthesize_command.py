@@ -136,9 +136,9 @@ def synthesize(
     The file grows batch by batch. After a kill the same command goes on, to the texts of a run that was not killed; a
     larger --count makes a finished data set larger.
     """
-    from .synthesis.jsonl import fingerprint, read_jsonl
     from .synthesis.run_file import RunFile
     from .synthesis.template import Template
+    from .synthesis.texts import fingerprint, read_texts
 
     settings = _settings(
         gamma=gamma,
@@ -167,8 +167,8 @@ def synthesize(
     if base is not None:
         check_model_name(base, "--base")
     check_judge(judge)
-    real = [] if reference is None else [each["text"] for each in read_jsonl(reference, "--reference")]
-    given = read_jsonl(seeds, "--seeds")
+    real = [] if reference is None else [each["text"] for each in read_texts(reference, "--reference")]
+    given = read_texts(seeds, "--seeds")
     filled = Template(read_template(template))
     check(given, filled, real, settings)
     begun = {

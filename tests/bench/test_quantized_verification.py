@@ -59,5 +59,5 @@ def test_bad_input_is_one_line(tmp_path: Path) -> None:
     path.write_text('{"prompt": "good"}\n{"prompt": 3}\n')
     done = bench("--prompts", str(path))
     assert done.returncode == 2
-    assert "bad.jsonl:2: prompt is 3" in done.stderr.replace("\n", "")
+    assert "bad.jsonl', line 2: prompt is 3" in done.stderr.replace("\n", "")
     assert "Traceback" not in done.stderr

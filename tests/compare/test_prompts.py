@@ -39,7 +39,7 @@ def test_reads_all_three_kinds(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ('{"prompt": "cut', "not JSON"),
-        ('["prompt"]', "not a JSON object"),
+        ('["prompt"]', "no JSON object"),
         ('{"prompt": " "}', "prompt is ' '"),
         ('{"prompt": 3}', "prompt is 3"),
         ('{"turns": []}', "'turns' is []"),
@@ -50,7 +50,7 @@ def test_reads_all_three_kinds(tmp_path: Path) -> None:
 def test_errors_name_the_line(tmp_path: Path, line: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         read_prompts(written(tmp_path, '{"prompt": "good"}', "", line))
-    assert "file.jsonl:3: " in str(caught.value)
+    assert "line 3" in str(caught.value)
     assert message in str(caught.value)
 
 

@@ -54,5 +54,5 @@ def test_gsm8k_takes_what_follows_the_hashes(tmp_path: Path) -> None:
 def test_a_broken_line_is_named(tmp_path: Path) -> None:
     file = tmp_path / "gsm8k.jsonl"
     file.write_text('{"question": "a", "answer": "#### 1"}\n{"question": \n')
-    with pytest.raises(InputError, match=r"gsm8k\.jsonl:2: not JSON"):
+    with pytest.raises(InputError, match=r"gsm8k\.jsonl', line 2 is not JSON"):
         gsm8k(file)

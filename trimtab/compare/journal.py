@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ..errors import InputError
+from ..jsonl import parse_object
 from ..line_file import LineFile, check_same
 from .records import FORMAT, Record
 
@@ -88,10 +89,4 @@ def _line(value: dict[str, Any]) -> bytes:
 
 
 def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{str(path)!r}, line {number} is not JSON ({error}): restore it") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{str(path)!r}, line {number} is no JSON object: restore it")
-    return found
+    return parse_object(line, f"{str(path)!r}, line {number}", remedy="restore it")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..jsonl import parse_object
+from ..jsonl import Line, read_objects
 from ..tasks.arithmetic import svamp_question
 
 MT_BENCH = frozenset({"writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities"})
@@ -48,20 +48,14 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         InputError: the file cannot be read, or a line of it is not such a record; the message has its number.
     """
     path = Path(path)
-    try:
-        lines = path.expanduser().read_bytes().decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts file {str(path)!r} cannot be read: {error}") from error
-    prompts = [
-        _prompt(line, f"{path}:{number}", number, path.stem) for number, line in enumerate(lines, 1) if line.strip()
-    ]
+    prompts = [_prompt(line, path.stem) for line in read_objects(path, "prompts file")]
     if not prompts:
         raise InputError(f"prompts file {str(path)!r} holds no prompts: give one JSON object a line")
     return prompts
 
 
-def _prompt(line: str, where: str, number: int, stem: str) -> Prompt:
-    record = parse_object(line, where)
+def _prompt(line: Line[dict[str, Any]], stem: str) -> Prompt:
+    number, where, record = line
     name = str(next((record[key] for key in ("question_id", "task_id", "id", "ID") if key in record), number))
     group = _group(record, stem)
     if "turns" in record:

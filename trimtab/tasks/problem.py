@@ -9,8 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..errors import InputError
-from ..jsonl import parse_object
+from ..jsonl import read_objects
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,4 @@ def records(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object; the message has its number.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"problems file {str(path)!r} cannot be read: {error}") from error
-    return [parse_object(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    return [line.value for line in read_objects(path, "problems file")]
