@@ -134,18 +134,12 @@ def ab(
     settings.read()
     check_packages(list(sides.values()))
     from .compare.ab import compare
-    from .compare.session import write_json
     from .compare.terminal import Running, show
 
     running = Running(list(sides))
     comparison = compare(sides["a"], sides["b"], settings, json_file=json_file, seen=running.see, started=running.bar)
     show(comparison, Console(highlight=False))
-    if json_file is not None:
-        write_json(json_file, comparison.as_dict())
-    if html is not None:
-        from .compare.report import write_html
-
-        write_html(comparison.as_dict(), html.expanduser())
+    write_results(comparison.as_dict(), json_file, html)
 
 
 def given_sampling(temperature: float | None, top_p: float | None, top_k: int | None) -> dict[str, Any]:
@@ -178,6 +172,18 @@ def run_settings(
     settings = Settings(prompts, limit, task, max_new_tokens, rounds, until, seed, chat, device, threads)
     settings.check()
     return settings
+
+
+def write_results(content: dict[str, Any], json_file: Path | None, html: Path | None) -> None:
+    """A comparison or a sweep as JSON and as a report, where they were asked for."""
+    if json_file is not None:
+        from .compare.session import write_json
+
+        write_json(json_file, content)
+    if html is not None:
+        from .compare.report import write_html
+
+        write_html(content, html.expanduser())
 
 
 def share(text: str | None) -> float | None:

@@ -26,6 +26,7 @@ from .ab_command import (
     TopPOption,
     given_sampling,
     run_settings,
+    write_results,
 )
 from .command_support import option
 
@@ -79,20 +80,14 @@ def sweep(
     points = points_of(swept, values)
     settings.read()
     check_packages([beside, *(own for _, own in points.values())], plot=plot is not None)
-    from .compare.session import write_json
     from .compare.sweep import sweep as measure_sweep
     from .compare.terminal import Running, show_sweep
 
     running = Running([BASELINE, *points])
     found = measure_sweep(swept, values, beside, settings, json_file=json_file, seen=running.see, started=running.bar)
     show_sweep(found, Console(highlight=False))
-    if json_file is not None:
-        write_json(json_file, found.as_dict())
+    write_results(found.as_dict(), json_file, html)
     if plot is not None:
         from .compare.sweep_plot import draw_sweep
 
         draw_sweep(found, plot.expanduser())
-    if html is not None:
-        from .compare.report import write_html
-
-        write_html(found.as_dict(), html.expanduser())

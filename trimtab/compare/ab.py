@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
-from ..command_support import import_quietly
 from .figures import by_group, figure, figures, pair, verdict
-from .journal import Journal
-from .measure import measure
-from .records import SIDES, Comparison, Figure, Record
-from .session import Settings, journal_path, machine, opened, prompts_as_dict
+from .records import SIDES, Comparison, Figure, Record, Side
+from .run import Seen, Started, run
+from .session import Settings, prompts_as_dict
 from .setups import Setup
 
 LEAST = 12
@@ -25,8 +22,8 @@ def compare(
     settings: Settings,
     *,
     json_file: Path | None = None,
-    seen: Callable[[Record], None] = lambda record: None,
-    started: Callable[[int], Any] = lambda count: nullcontext(),
+    seen: Seen = lambda record: None,
+    started: Started = lambda count: nullcontext(),
 ) -> Comparison:
     """Measure both sides and compare them.
 
@@ -44,31 +41,20 @@ def compare(
     settings.check()
     sides: dict[str, Setup] = {"a": a, "b": b}
     task = settings.read()
-    greedy = a.greedy and b.greedy
-    import_quietly(settings.threads)
-    from .provenance import provenance
-
-    found = provenance()
-    identity = {**settings.identity(task, sides), "machine": machine(found)}
-    to_come = 2 * len(task.prompts) * settings.rounds
-    with (
-        Journal(journal_path(json_file), identity) as journal,
-        opened(sides, settings) as decoders,
-        started(to_come),
-    ):
-        records = measure(
-            decoders,
-            task.prompts,
-            journal,
-            rounds=settings.rounds,
-            max_new_tokens=settings.max_new_tokens,
-            seeds={side: setup.sampling.get("seed", settings.seed) for side, setup in sides.items()},
-            score=task.score,
-            seen=seen,
-            enough=lambda records: settings.until is not None and narrow(records, settings.until),
-        )
+    agreement = a.greedy and b.greedy and task.score is None
+    found, records = run(
+        sides,
+        settings,
+        task,
+        settings.identity(task, sides),
+        json_file=json_file,
+        seen=seen,
+        started=started,
+        enough=lambda records: settings.until is not None and narrow(records, settings.until),
+    )
     matched = pair(records)
-    overall = figures(matched, agreement=greedy and task.score is None)
+    overall = figures(matched, agreement=agreement)
+    failures: dict[Side, int] = {side: failed(records, side) for side in SIDES}
     return Comparison(
         setups={side: sides[side].as_dict() for side in SIDES},
         settings=settings.as_dict(task),
@@ -76,9 +62,9 @@ def compare(
         prompts=prompts_as_dict(task.prompts),
         records=records,
         figures=overall,
-        groups=by_group(records, agreement=greedy and task.score is None),
-        verdict=verdict(overall, matched, {side: failed(records, side) for side in sides}),
-        failures={side: failed(records, side) for side in SIDES},
+        groups=by_group(records, agreement=agreement),
+        verdict=verdict(overall, matched, failures),
+        failures=failures,
     )
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from .bootstrap import Interval, mean, ratio
 from .proportions import paired
-from .records import Figure, Record
+from .records import Figure, Record, Side
 from .sample_size import prompts_for_points, prompts_for_ratio, spread_of_log
 
 FOUND = 0.05
@@ -225,7 +225,7 @@ def by_group(records: Iterable[Record], *, agreement: bool) -> dict[str, list[Fi
     return {n: figures(pair(members), agreement=agreement) for n, members in groups.items()} if len(groups) > 1 else {}
 
 
-def verdict(found: Sequence[Figure], matched: Paired, failures: Mapping[str, int]) -> list[str]:
+def verdict(found: Sequence[Figure], matched: Paired, failures: Mapping[Side, int]) -> list[str]:
     """The sentences that come first: speed, quality, what failed, and how many prompts would tell more."""
     if not matched.ids:
         return ["nothing to compare: no prompt was decoded by both sides", *_failed(failures)]
@@ -237,7 +237,7 @@ def verdict(found: Sequence[Figure], matched: Paired, failures: Mapping[str, int
     return sentences + advice(found, matched)
 
 
-def _failed(failures: Mapping[str, int]) -> list[str]:
+def _failed(failures: Mapping[Side, int]) -> list[str]:
     return [f"{side.upper()} failed on {count} prompts" for side, count in failures.items() if count]
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..command_support import import_quietly
 from ..errors import InputError
 from .ab import failed
 from .figures import figures, pair
-from .journal import Journal
-from .measure import measure
 from .methods import METHOD_OPTIONS
-from .records import Figure, Point, Record, Sweep
-from .session import Settings, journal_path, machine, opened, prompts_as_dict
+from .records import Figure, Point, Sweep
+from .run import Seen, Started, run
+from .session import Settings, prompts_as_dict
 from .setups import SAMPLING, Setup, convert
 
 BASELINE = "baseline"
@@ -74,8 +72,8 @@ def sweep(
     settings: Settings,
     *,
     json_file: Path | None = None,
-    seen: Callable[[Record], None] = lambda record: None,
-    started: Callable[[int], Any] = lambda count: nullcontext(),
+    seen: Seen = lambda record: None,
+    started: Started = lambda count: nullcontext(),
 ) -> Sweep:
     """Measure every point and the baseline in turn on each prompt.
 
@@ -99,32 +97,9 @@ def sweep(
         raise InputError(
             "texts are sampled and the prompts have no answers: quality needs either answers or greedy decoding"
         )
-    import_quietly(settings.threads)
-    from .provenance import provenance
-
-    found = provenance()
     # a point more may be added to a sweep: only what points have in common must be the same
-    identity = {
-        **settings.identity(task, {BASELINE: baseline, "swept": setup}),
-        "over": list(over),
-        "machine": machine(found),
-    }
-    to_come = len(setups) * len(task.prompts) * settings.rounds
-    with (
-        Journal(journal_path(json_file), identity) as journal,
-        opened(setups, settings) as sides,
-        started(to_come),
-    ):
-        records = measure(
-            sides,
-            task.prompts,
-            journal,
-            rounds=settings.rounds,
-            max_new_tokens=settings.max_new_tokens,
-            seeds={side: each.sampling.get("seed", settings.seed) for side, each in setups.items()},
-            score=task.score,
-            seen=seen,
-        )
+    identity = {**settings.identity(task, {BASELINE: baseline, "swept": setup}), "over": list(over)}
+    found, records = run(setups, settings, task, identity, json_file=json_file, seen=seen, started=started)
     quality = "agreement" if task.score is None else "accuracy"
     overall = {label: figures(pair(records, BASELINE, label), agreement=quality == "agreement") for label in points}
     best = frontier(overall, quality)
