@@ -34,7 +34,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import trimtab
-from trimtab.compare.bootstrap import bootstrap, share
+from trimtab.compare.bootstrap import bootstrap, rate_ratio, share
 from trimtab.compare.provenance import provenance
 from trimtab.integrations.transformers.padding import pad_left
 from trimtab.tasks import arithmetic, humaneval
@@ -188,12 +188,17 @@ class _Runs:
 
 
 def summarize(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
-    """Figures by arm, with 95% intervals over problems; `of_large` is accuracy over that of the large model."""
+    """Figures by arm, with 95% intervals over problems.
+
+    `of_large` is accuracy over that of the large model, `speed_of_large` tokens per second over its own.
+    """
     of: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in rows:
         of[row["arm"]][row["id"]] = row
     ids = sorted(of["large"])
     best = [float(of["large"][name]["right"]) for name in ids]
+    slow = [float(of["large"][name]["seconds"]) for name in ids]
+    long = [float(sum(of["large"][name]["tokens"].values())) for name in ids]
     found = {}
     for arm in arms:
         right = [float(of[arm][name]["right"]) for name in ids]
@@ -208,6 +213,7 @@ def summarize(rows: Sequence[Row], arms: Sequence[str]) -> dict[str, Any]:
             "switches": sum(of[arm][name]["switches"] for name in ids),
             "seconds": sum(seconds),
             "seconds_per_token": share(seconds, total).as_dict(),
+            "speed_of_large": rate_ratio(total, seconds, long, slow).as_dict(),
         }
         fed = [of[arm][name]["forward_tokens"] for name in ids]
         if None not in fed:
@@ -223,7 +229,8 @@ def _short(name: str) -> str:
 
 def _show(summary: dict[str, Any], title: str) -> None:
     table = Table(title=title)
-    for heading in ("threshold", "accuracy", "of the large", "large-share", "switches", "tokens", "ms/token"):
+    speed = ("ms/token", "x large")
+    for heading in ("threshold", "accuracy", "of the large", "large-share", "switches", "tokens", *speed):
         table.add_column(heading, justify="right")
     for arm, found in summary.items():
         table.add_row(
@@ -234,6 +241,7 @@ def _show(summary: dict[str, Any], title: str) -> None:
             str(found["switches"]),
             f"{found['tokens']:.0f}",
             f"{found['seconds_per_token']['value'] * 1e3:.1f}",
+            _interval(found["speed_of_large"]),
         )
     Console(width=None if sys.stdout.isatty() else 140, highlight=False).print(table)
 
