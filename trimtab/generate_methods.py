@@ -212,7 +212,11 @@ def _quantized(settings: dict[str, Any], model: PreTrainedModel, load: Load, enc
 
     method = QuantizedVerification(**settings)
     method.prepare(model)
-    return Prepared({"custom_generate": method}, lambda output: output.stats.as_dict())
+    return Prepared(
+        {"custom_generate": method},
+        lambda output: output.stats.as_dict(),
+        trace=lambda output: [{"accepted": drafted} for drafted in output.stats.from_draft[0]],
+    )
 
 
 def _ead(settings: dict[str, Any], model: PreTrainedModel, load: Load, encode: Encode) -> Prepared:

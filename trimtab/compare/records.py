@@ -20,7 +20,7 @@ class TracedToken:
         text: what the token adds to the text.
         entropy: of the distribution it was chosen from, in bits.
         model: which of several models wrote it, `large` or `small`.
-        accepted: whether it was an accepted draft.
+        accepted: whether it had been written ahead, by prompt lookup or in low bits, and was only verified.
         alpha: the largest strength of an expert in logit fusion.
     """
 

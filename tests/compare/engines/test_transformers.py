@@ -63,6 +63,9 @@ def test_greedy_sides_write_what_plain_generate_writes(smollm2: Loaded, plain: l
     assert 0 < found.first_token_seconds < found.seconds
     if text.startswith("quantized"):
         assert found.stats["new_tokens"] == TOKENS
+        assert "".join(token.text for token in found.trace) == smollm2.tokenizer.decode(plain)
+        kept = "confirmed" if "lossless" in text else "accepted"
+        assert sum(token.accepted is True for token in found.trace) == found.stats[kept]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tests.conftest import tiny
 from trimtab import InputError, LowBitConfig, LowBitModel, QuantizedVerification
+from trimtab.decoding.prompt_lookup import PromptLookup
 
 if TYPE_CHECKING:
     from trimtab.integrations.transformers.loading import Loaded
@@ -334,6 +336,40 @@ def test_statistics_add_up(tiny_llama: PreTrainedModel, mode: str) -> None:
     assert stats.confirmed <= stats.reverified
     assert (stats.reverified > 0) == (mode == "lossless")
     assert sum(s for phase, s in stats.seconds.items() if phase != "total") <= stats.seconds["total"]
+
+
+def test_tokens_from_drafts_are_what_prompt_lookup_wrote(tiny_llama: PreTrainedModel) -> None:
+    out = tiny_llama.generate(
+        **padded(ROWS),
+        custom_generate=QuantizedVerification(draft_length=4),
+        max_new_tokens=30,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    assert sum(map(sum, out.stats.from_draft)) == out.stats.accepted > 0
+    for prompt, sequence, flags in zip(ROWS, out.sequences[:, -30:].tolist(), out.stats.from_draft, strict=True):
+        assert len(flags) == 30
+        place = 1  # the first token comes with the prompt
+        while place < 30:
+            lookup = PromptLookup(3)
+            lookup.extend([*prompt, *sequence[:place]])
+            draft = lookup.draft(min(4, 30 - place - 1))
+            written = sequence[place : place + len(draft)]
+            kept = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(draft, written, strict=True)))
+            assert flags[place : place + kept + 1] == [True] * kept + [False]
+            place += kept + 1
+
+
+def test_tokens_from_drafts_are_those_that_the_check_confirmed(tiny_llama: PreTrainedModel) -> None:
+    out = tiny_llama.generate(
+        **padded(ROWS),
+        custom_generate=QuantizedVerification(mode="lossless"),
+        max_new_tokens=30,
+        do_sample=False,
+        return_dict_in_generate=True,
+    )
+    assert [len(row) for row in out.stats.from_draft] == [30] * len(ROWS)
+    assert sum(map(sum, out.stats.from_draft)) == out.stats.confirmed > 0
 
 
 def test_without_drafts_every_pass_is_one_token(tiny_llama: PreTrainedModel) -> None:

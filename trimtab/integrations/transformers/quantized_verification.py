@@ -49,6 +49,8 @@ class VerificationStats(Timed):
         confirmed: of these, tokens that the check kept.
         row_passes: verifying passes, counted once for each row that took part.
         row_tokens: tokens that these passes emitted.
+        from_draft: `[row][token]`, whether a released token had been written ahead and was only verified: drafted by
+            prompt lookup, or by low-bit passes in `lossless`.
         seconds: by phase: `prefill`, `draft`, `low_bit`, `full`, `sample` (processors and acceptance), `total`.
     """
 
@@ -60,6 +62,7 @@ class VerificationStats(Timed):
     confirmed: int = 0
     row_passes: int = 0
     row_tokens: int = 0
+    from_draft: list[list[bool]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -190,7 +193,7 @@ class _Call:
         config: GenerationConfig,
     ) -> None:
         self.method, self.rows, self.config = method, rows, config
-        self.stats = VerificationStats()
+        self.stats = VerificationStats(from_draft=[[] for _ in rows.prompts])
         self.record = ScoreRecord(rows, config)
         self.sampler = WindowSampler(processors, do_sample=bool(config.do_sample), pad_token_id=rows.pad)
         low = method.prepare(model)
@@ -357,6 +360,7 @@ class _Call:
         self.record.add(verified, before, taken)
         for slot, (row, count) in enumerate(zip(before, taken, strict=True)):
             self._index(row, verified.tokens[slot][:count])
+            self.stats.from_draft[row] += [place < verified.accepted[slot] for place in range(count)]
         staying = [slot for slot, row in enumerate(before) if row in set(self.rows.active)]
         if len(staying) < len(before) and staying:
             self.state.select(staying)
