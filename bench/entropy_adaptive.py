@@ -5,9 +5,10 @@
         --json bench/results/entropy_adaptive_humaneval.json --plot bench/results/entropy_adaptive_humaneval.png
 
 Both ends of the curve are transformers' own `generate` of the two models; with `--small low-bit` the small end is the
-method at a threshold that no text reaches. The thresholds are a fixed grid: nothing is fitted to the problems. Rows
-are written as they come, and a run that was stopped goes on where it was. Batches of problems take turns over all
-thresholds; the seconds are of batches, so that `--batch-size 1` on an idle machine is what to read them from.
+method at a threshold that no text reaches. `--assisted` is transformers' speculative decoding with both, which writes
+the large model's text. The thresholds are a fixed grid: nothing is fitted to the problems. Rows are written as they
+come, and a run that was stopped goes on where it was. Batches of problems take turns over all arms; the seconds are of
+batches, so that `--batch-size 1` on an idle machine is what to read them from.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ TASKS = {
     "svamp_short": arithmetic.svamp_short,
 }
 ENDS = ("small", "large")
+ASSISTED = "assisted"
 Row = dict[str, Any]
 
 app = typer.Typer(add_completion=False)
@@ -67,6 +69,9 @@ def main(
     rows_file: Annotated[Path | None, typer.Option("--rows", help="JSONL, appended to and resumed from.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the summary here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw accuracy against large-share here.")] = None,
+    assisted: Annotated[
+        bool, typer.Option(help="transformers' assisted generation too, with the small model.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; all by default.")] = None,
 ) -> None:
     """Accuracy, large-share, passes and seconds at each threshold."""
@@ -76,7 +81,9 @@ def main(
     if name not in TASKS or not file:
         raise typer.BadParameter(f"{task!r}: give one of {', '.join(TASKS)} and its file, as humaneval=FILE")
     problems = TASKS[name](Path(file))[:limit]
-    arms = [*ENDS, *thresholds.split(",")]
+    if assisted and small == "low-bit":
+        raise typer.BadParameter("--assisted needs a model of its own as --small")
+    arms = [*ENDS, *([ASSISTED] if assisted else []), *thresholds.split(",")]
     rows = [] if rows_file is None or not rows_file.exists() else records(rows_file)
     model, tokenizer = trimtab.load(large, dtype=dtype)
     helper = small if small == "low-bit" else trimtab.load(small, dtype=dtype).model
@@ -105,7 +112,8 @@ def main(
     if plot is not None:
         from bench.frontier_plot import draw  # matplotlib takes a second and is not always wanted
 
-        draw(summary, plot, title=f"{name}, n = {len(problems)}\n{_short(large)} with {_short(small)}")
+        curve = {arm: found for arm, found in summary.items() if arm != ASSISTED}
+        draw(curve, plot, title=f"{name}, n = {len(problems)}\n{_short(large)} with {_short(small)}")
     _show(summary, f"{name}: {large} with {small}, {len(problems)} problems")
 
 
@@ -137,10 +145,12 @@ class _Runs:
         mask = pad_left([[1] * len(prompt) for prompt in prompts])
         stop = list(batch[0].stop) or None
         start = time.perf_counter()
-        if arm in ENDS and not (arm == "small" and isinstance(self.small, str)):
-            model = self.large if arm == "large" else self.small
+        if arm in (*ENDS, ASSISTED) and not (arm == "small" and isinstance(self.small, str)):
+            model = self.small if arm == "small" else self.large
             assert isinstance(model, PreTrainedModel)
-            extra = {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
+            extra: dict[str, Any] = {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
+            if arm == ASSISTED:
+                extra["assistant_model"] = self.small
             sequences = model.generate(ids, attention_mask=mask, **extra, **self.options)
             stats: Iterable[Any] = [None] * len(batch)
         else:
@@ -162,7 +172,8 @@ class _Runs:
         for problem, sequence, row in zip(batch, sequences, stats, strict=True):
             text = self.tokenizer.decode(sequence[width:], skip_special_tokens=True)
             new = self._written(sequence[width:].tolist())
-            tokens = {"small": 0, "large": 0} | {arm: new} if row is None else row.tokens
+            writer = "small" if arm == "small" else "large"
+            tokens = {"small": 0, "large": 0} | {writer: new} if row is None else row.tokens
             yield {
                 "arm": arm,
                 "id": problem.id,

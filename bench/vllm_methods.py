@@ -2,15 +2,19 @@
 
     python bench/vllm_methods.py --json bench/results/vllm_methods.json
     python bench/vllm_methods.py --only fusion --rounds 1
+    python bench/vllm_methods.py --only entropy-adaptive --only quantized --large DIRECTORY --small DIRECTORY
 
 `entropy-adaptive`: several thresholds against the large model alone and against plain speculative decoding with the
 same small one. `quantized`: float32, bfloat16 and low-bit weights, each with and without n-gram drafts, and low-bit
-weights as the draft model of the float32 ones, which is lossless. `fusion`: the composite model against the same
-fusion by a logits processor whose small models are transformers'.
+weights as the draft model of the float32 ones, which is lossless. `fusion`: the composite model against the same fusion
+by a logits processor whose small models are transformers'. The models are the family's, in batches of several prompts;
+with `--large` and `--small` the first two parts take that pair of chat models instead, in bfloat16, on HumanEval's
+first problems, one at a time.
 
 Each arm is an engine in a process of its own, or a setting of one; all arms of a part run a batch before the next one,
 in rotating order. Ratios are of sums over batches, their intervals a bootstrap over batches. Needs trimtab installed
-(its entry point), vLLM, 20 GiB for the ten engines of `quantized`, and an otherwise idle machine.
+(its entry point), vLLM, 2 to 3 GiB for each engine (`quantized` has ten: `--arms` takes some), and an otherwise idle
+machine.
 """
 
 from __future__ import annotations
@@ -21,7 +25,8 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +37,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from bench.family.members import Member, load_members
 from bench.family.tasks import items
@@ -42,9 +48,14 @@ from trimtab.compare.prompts import read_prompts, take_evenly
 from trimtab.compare.provenance import load_average, provenance
 from trimtab.compare.schedule import rotated
 from trimtab.integrations.vllm.composed_directory import compose_fusion
+from trimtab.tasks import humaneval
 
 HERE = Path(__file__).parent
 THRESHOLDS = (0.5, 1.0, 2.0, 3.0)
+PAIR_THRESHOLDS = (0.1, 0.3, 0.45, 1.0)
+PAIR_PROBLEMS = 6
+TO_ITS_END: dict[str, Any] = {"ignore_eos": False, "stop": ["```"]}
+"""A program ends: what a model is made to write behind it says nothing of its entropy on programs."""
 NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 DRAFTS = 6
 """Tokens that a draft model writes ahead."""
@@ -67,11 +78,13 @@ class Part:
         engines: by name.
         arms: by name, the engine and options of its requests; the first one is what the others are compared with.
         batches: of prompts.
+        params: of every request.
     """
 
     engines: dict[str, Setup]
     arms: dict[str, tuple[str, dict[str, Any]]]
     batches: list[list[str]]
+    params: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -94,9 +107,17 @@ def main(
     arms: Annotated[
         str, typer.Option(help="Some of a part's arms, with semicolons between; the first always runs.")
     ] = "",
+    large: Annotated[Path | None, typer.Option(help="A model's directory, with --small.")] = None,
+    small: Annotated[Path | None, typer.Option(help="The small model's, of the same tokenizer.")] = None,
     output: Annotated[Path | None, typer.Option("--json", help="Where the results go.")] = None,
 ) -> None:
     """Measure the methods inside vLLM."""
+    if (large is None) != (small is None):
+        raise InputError("--large and --small are a pair: give both or neither")
+    parts = dict(PARTS)
+    if large is not None and small is not None:
+        parts["entropy-adaptive"] = partial(_adaptive_pair, large, small)
+        parts["quantized"] = partial(_quantized_pair, large)
     for name in only or ():
         if name not in PARTS:
             raise InputError(f"--only is {name!r}: give of {', '.join(PARTS)}")
@@ -109,7 +130,7 @@ def main(
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
         for name in only or PARTS:
-            part = PARTS[name](Path(folder))
+            part = parts[name](Path(folder))
             rows = _run(name, _some(part, arms), rounds, tokens)
             figures = {arm: _figures(arm, rows) for arm in dict.fromkeys(row.arm for row in rows)}
             record["parts"][name] = {"figures": figures, "rows": [asdict(row) for row in rows]}
@@ -138,43 +159,70 @@ def _short_prompts() -> list[list[str]]:
     return [texts[first : first + 4] for first in range(4, 20, 4)]
 
 
+def _problems(directory: Path) -> list[list[str]]:
+    """HumanEval's first ones in the model's chat template, one in a batch."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    found = humaneval.problems(HERE / "data" / "humaneval_100.jsonl")[:PAIR_PROBLEMS]
+    return [[tokenizer.decode(problem.token_ids(tokenizer))] for problem in found]
+
+
 def _entropy_adaptive(folder: Path) -> Part:
     where = _family(folder, "large", "base")
-    drafting = {"method": "draft_model", "model": str(where["base"]), "num_speculative_tokens": DRAFTS}
-    large = {"model": str(where["large"])}
+    return _adaptive({"model": str(where["large"])}, where["base"], THRESHOLDS, _short_prompts())
+
+
+def _adaptive_pair(large: Path, small: Path, folder: Path) -> Part:
+    return _adaptive({"model": str(large), "dtype": "bfloat16"}, small, PAIR_THRESHOLDS, _problems(large), TO_ITS_END)
+
+
+def _adaptive(
+    large: dict[str, Any],
+    small: Path,
+    thresholds: Sequence[float],
+    batches: list[list[str]],
+    params: dict[str, Any] | None = None,
+) -> Part:
+    drafting = {"method": "draft_model", "model": str(small), "num_speculative_tokens": DRAFTS}
     adaptive = Setup(
         large
         | {
             "worker_cls": "trimtab.integrations.vllm.entropy_adaptive.worker.Worker",
             "logits_processors": ["trimtab.integrations.vllm.entropy_adaptive.requests:EntropyAdaptiveRequests"],
             "speculative_config": drafting | {"draft_sample_method": "probabilistic"},
-            "additional_config": {"trimtab": {"entropy_adaptive": {"threshold": THRESHOLDS[0]}}},
+            "additional_config": {"trimtab": {"entropy_adaptive": {"threshold": thresholds[0]}}},
         },
         rpc="entropy_adaptive_counts",
     )
-    engines = {"large": Setup(large), "small": Setup({"model": str(where["base"])}), "adaptive": adaptive}
+    engines = {"large": Setup(large), "small": Setup(large | {"model": str(small)}), "adaptive": adaptive}
     engines["speculative"] = Setup(large | {"speculative_config": drafting})
     arms: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in ("large", "small", "speculative")}
-    for threshold in THRESHOLDS:
+    for threshold in thresholds:
         arms[f"threshold {threshold}"] = ("adaptive", {"extra_args": {"trimtab_threshold": threshold}})
-    return Part(engines, arms, _short_prompts())
+    return Part(engines, arms, batches, params or {})
 
 
 def _quantized(folder: Path) -> Part:
     model = {"model": str(_family(folder, "large")["large"])}
-    weights = {
-        "float32": model,
-        "bfloat16": model | {"dtype": "bfloat16"},
-        "w8a8": model | {"quantization": "trimtab-w8a8"},
-        "w8a16": model | {"quantization": "trimtab-w8a16"},
-    }
+    prompts = take_evenly(read_prompts(HERE / "data" / "spec_bench_60.jsonl"), 24)
+    batches = [[prompt.text for prompt in prompts[first : first + 4]] for first in range(0, 24, 4)]
+    return _low_bit({"float32": model, "bfloat16": model | {"dtype": "bfloat16"}}, batches)
+
+
+def _quantized_pair(model: Path, folder: Path) -> Part:
+    part = _low_bit({"bfloat16": {"model": str(model), "dtype": "bfloat16"}}, _problems(model))
+    return replace(part, params=TO_ITS_END)
+
+
+def _low_bit(full: Mapping[str, dict[str, Any]], batches: list[list[str]]) -> Part:
+    """Arms of weights in full precision, by name, and of the first of them in low bits."""
+    model = next(iter(full.values()))
+    low_bit = {low: model | {"quantization": f"trimtab-{low}"} for low in ("w8a8", "w8a16")}
+    weights = {**full, **low_bit}
     engines = {name: Setup(options) for name, options in weights.items()}
     engines |= {f"{name}, n-gram": Setup(options | {"speculative_config": NGRAM}) for name, options in weights.items()}
-    for low in ("w8a8", "w8a16"):
+    for low in low_bit:
         drafting = {"method": "draft_model", "quantization": f"trimtab-{low}", "num_speculative_tokens": DRAFTS}
         engines[f"lossless, {low} drafts"] = Setup(model | {"speculative_config": drafting | model})
-    prompts = take_evenly(read_prompts(HERE / "data" / "spec_bench_60.jsonl"), 12)
-    batches = [[prompt.text for prompt in prompts[first : first + 6]] for first in (0, 6)]
     return Part(engines, {name: (name, {}) for name in engines}, batches)
 
 
@@ -210,7 +258,7 @@ def _some(part: Part, names: str) -> Part:
     first = next(iter(part.arms))
     arms = {name: arm for name, arm in part.arms.items() if name == first or name in chosen}
     used = {engine for engine, _ in arms.values()}
-    return Part({name: setup for name, setup in part.engines.items() if name in used}, arms, part.batches)
+    return replace(part, engines={name: setup for name, setup in part.engines.items() if name in used}, arms=arms)
 
 
 # -- measuring ---------------------------------------------------------------------------------------------------------
@@ -231,7 +279,9 @@ def _run(name: str, part: Part, rounds: int, tokens: int) -> list[Row]:
                 done: dict[str, Batch] = {}
                 for arm in rotated(list(part.arms), index):
                     engine, params = part.arms[arm]
-                    done[arm] = engines[engine].generate(part.batches[batch], max_tokens=tokens, **params)
+                    done[arm] = engines[engine].generate(
+                        part.batches[batch], max_tokens=tokens, **part.params, **params
+                    )
                 first = next(iter(part.arms))
                 for arm, made in done.items():
                     pairs = zip(made.tokens, done[first].tokens, strict=True)
