@@ -8,7 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import openai
@@ -151,10 +151,27 @@ def _piece(chat: bool, part: Any) -> str:
     return (part.choices[0].delta.content if chat else part.choices[0].text) or ""
 
 
-def memory(server: Server) -> float:
-    """MiB that the processes of a server hold for themselves: pages of files and shared ones come and go."""
+class Memory(NamedTuple):
+    """MiB that processes of a server hold for themselves: pages of files and shared ones come and go.
+
+    Attributes:
+        worker: the process with the models.
+        rest: all others.
+    """
+
+    worker: float
+    rest: float
+
+
+def memory(server: Server) -> Memory:
+    """What is held between two requests, nearly nothing of it for the last step: that is one of a single request."""
+    server.client().completions.create(model="model", prompt="Hello", max_tokens=2, temperature=0)
     process = psutil.Process(server.process.pid)
-    return sum(part.memory_full_info().uss for part in (process, *process.children(recursive=True))) / 2**20
+    held = Counter[bool]()
+    for part in (process, *process.children(recursive=True)):
+        held["VLLM::Worker" in " ".join(part.cmdline())] += part.memory_full_info().uss
+    assert held[True]
+    return Memory(held[True] / 2**20, held[False] / 2**20)
 
 
 def written(server: Server) -> float:
