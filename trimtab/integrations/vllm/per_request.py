@@ -18,13 +18,12 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
-from vllm.v1.sample.logits_processor import LogitsProcessor as ProcessorV1
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
 
 from .composed_directory import Method
 from .composite_config import composition_of
 from .negatives.branch import NegativeBranch, NegativePool
 from .negatives.sequences import NegativeGroup
+from .processors import ProcessorV1, ProcessorV2
 from .strengths import Push, default_push, idle_push, requested_push
 
 ROWS = "trimtab_rows"
@@ -225,12 +224,13 @@ def composite_state(vllm_config: VllmConfig, target: nn.Module, default: Push, n
             if method == "steer" and self._pool.blocks is not None:
                 self._branch = new_branch(self._pool)
                 # counted by vLLM's profiling run, which comes before the layout is known
-                self._reserved = torch.empty(self._branch.cache.size, dtype=torch.int8, device=self.device)
+                size = self._branch.cache.size
+                self._reserved: Tensor | None = torch.empty(size, dtype=torch.int8, device=self.device)
 
         def initialize_kv_cache(self, *args: Any, **kwargs: Any) -> None:
             super().initialize_kv_cache(*args, **kwargs)
             if self._branch is not None:
-                del self._reserved
+                self._reserved = None
                 self._branch.cache.allocate()
 
         def add_request(self, req_index: int, new_req_data: Any) -> None:
@@ -284,6 +284,7 @@ def composite_state(vllm_config: VllmConfig, target: nn.Module, default: Push, n
                 return found
 
             assert self._branch is not None
+            self._reserved = None  # before 0.32 no hook tells when the layout is known: the first pass allocates
             self._branch.read(wanted, new_tokens)
             places = torch.arange(len(rows), dtype=torch.float32, device=self.device)
             self._tokens[torch.tensor(rows, device=self.device), 2] = places

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
-from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
+
+from .processors import ProcessorV1, ProcessorV2
 
 
-class RequestCheck(LogitsProcessorV1, LogitsProcessorV2):
+class RequestCheck(ProcessorV1, ProcessorV2):
     """Subclasses have `validate_params`, which vLLM calls in the server's process; on either model runner."""
 
     def __init__(self, vllm_config: Any, *runner: Any) -> None:

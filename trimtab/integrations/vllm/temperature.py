@@ -21,7 +21,6 @@ from torch import Tensor
 from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
-from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from ...decoding.score_table import ScoreTable
@@ -30,17 +29,10 @@ from ...errors import InputError
 from ...kernels.entropy import entropy_bits
 from . import versions
 from .metrics import Counter, Histogram
+from .processors import ProcessorV1, ProcessorV2
 from .settings import settings
 from .temperature_choice import AUTO, Choice, TemperatureChoice
 from .trace import Stay, Trace
-
-try:
-    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
-except ImportError:  # before 0.31; the constructor says what is needed
-
-    class LogitsProcessorV2:  # type: ignore[no-redef]
-        """Stands in for the interface that is not there."""
-
 
 FIELD = "trimtab_temperature"
 TRACE_ID = "trimtab_trace_id"
@@ -73,7 +65,7 @@ class _Seat:
     stay: Stay | None = None
 
 
-class TemperatureProcessor(LogitsProcessorV1, LogitsProcessorV2):
+class TemperatureProcessor(ProcessorV1, ProcessorV2):
     """Both of vLLM's interfaces; which one an engine uses shows in the constructor's arguments.
 
     The classifier runs in a thread from the moment a request enters the batch, beside the forward pass over its

@@ -85,7 +85,7 @@ def _turn_taking(base: type[RejectionSampler], gates: GateSlots) -> type:
             logits: Tensor,
             input_batch: Any,
             draft_logits: Tensor | None = None,
-            invalid_drafts: Tensor | None = None,
+            *more: Any,  # since 0.32 the drafts that are invalid
         ) -> Any:
             assert draft_logits is not None  # of probabilistic drafts: checked at the start
             slots, length = input_batch.idx_mapping.long(), self.num_speculative_steps
@@ -103,7 +103,7 @@ def _turn_taking(base: type[RejectionSampler], gates: GateSlots) -> type:
             window = gates.turns(slots, small_bits, large_bits, drafts)
             speaks = (~window.large[owner, at])[:, None] & (logits > -torch.inf)
             mixed = torch.where(speaks, small.to(logits.dtype), logits)
-            output = super().__call__(mixed, input_batch, draft_logits, invalid_drafts)
+            output = super().__call__(mixed, input_batch, draft_logits, *more)
 
             reading = output.num_sampled == 0
             written = window.written(output.num_sampled, drafts).masked_fill(reading, 0)

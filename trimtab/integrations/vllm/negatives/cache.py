@@ -26,14 +26,10 @@ from vllm.v1.kv_cache_interface import (
     UniformTypeKVCacheSpecs,
 )
 from vllm.v1.kv_cache_layout import KVCacheLayout
-from vllm.v1.worker.utils import (
-    AttentionGroup,
-    allocate_kv_cache,
-    customize_attention_spec,
-    map_kv_caches_to_kernel_blocks,
-)
+from vllm.v1.worker.utils import AttentionGroup, allocate_kv_cache
 
 from ....errors import InputError
+from .releases import backend_spec, layer_caches, step_metadata
 from .sequences import BLOCK, Feed
 
 
@@ -56,7 +52,7 @@ class NegativeCache:
             layer.layer_name: layer for layer in target.modules() if isinstance(layer, Attention)
         }
         self._specs = {
-            name: customize_attention_spec(
+            name: backend_spec(
                 layer.get_attn_backend(),
                 FullAttentionSpec(
                     block_size=BLOCK,
@@ -96,7 +92,7 @@ class NegativeCache:
                 caches[name] = caches[layer.kv_sharing_target_layer_name]
         self._groups = self._attention_groups()
         # back ends of smaller blocks see ours cut into theirs
-        self._caches = map_kv_caches_to_kernel_blocks(caches, self._groups)
+        self._caches = layer_caches(caches, self._groups)
 
     def _attention_groups(self) -> list[AttentionGroup]:
         """Layers that share their metadata, each with a builder of its own: vLLM's keep state of their step."""
@@ -150,7 +146,7 @@ class NegativeCache:
         )
         metadata: dict[str, Any] = {}
         for group in self._groups:
-            metadata |= dict.fromkeys(group.layer_names, group.build_metadata(common))
+            metadata |= dict.fromkeys(group.layer_names, step_metadata(group, common))
         mapping = dict.fromkeys(self._layers, slot_mapping)
         context = set_forward_context(metadata, self._vllm_config, num_tokens=len(ids), slot_mapping=mapping)
         with context, self._lent():
