@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ...errors import InputError
 from ...generate_methods import DYNAMIC, LOW_BIT
@@ -67,7 +67,7 @@ def engine_options(setup: Setup, composed: Path) -> dict[str, Any]:
     if setup.dtype is not None:
         found["dtype"] = setup.dtype
     if setup.method != "none":
-        versions.require(setup.method)
+        versions.require(setup.method, cast(versions.Part, setup.method))
     if setup.method == "quantized":
         found |= _quantized(options)
     elif setup.method == "ead":

@@ -4,7 +4,7 @@ All of them run in one forward pass on the same tokens and positions, each with 
 values, of its own; vLLM's block tables, chunked prefill, prefix cache and preemption hold for all alike. Their hidden
 states are returned side by side with what the request asks for (strengths.py), and are taken apart again where logits
 are asked for. STEER's negative prompts, which are other tokens, are passes of their own (negatives/). Tested with vLLM
-0.32, runners V1 and V2.
+0.31 and 0.32, runners V1 and V2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How vLLM learns of composite models, and what it has to set before it starts one. Tested with vLLM 0.32.
+"""How vLLM learns of composite models, and what it has to set before it starts one. Tested with vLLM 0.31 and 0.32.
 
 `MODELS_CONFIG_MAP[architecture]` is called once, in the process that makes the engine's configuration; the others get
 a copy. So `vllm serve DIR` needs no options. vLLM is imported by the functions only.
@@ -64,6 +64,7 @@ class CompositeConfig:
         if own is not None:
             own.verify_and_update_config(vllm_config)
         v2 = bool(vllm_config.use_v2_model_runner)
+        versions.require("a composite model", composition.method, "V2" if v2 else "V1")
         _check(vllm_config, v2)
         # members may have windows and heads of other sizes; one kind of block table serves all of them
         vllm_config.scheduler_config.disable_hybrid_kv_cache_manager = True

@@ -6,7 +6,7 @@ the engine, or is drawn from another distribution. A batch of greedy requests ne
 rightly is left alone.
 
 And its top-k takes the largest k of all rows, which stops the engine where there are none: where every request of a
-step is at its last token, so that nothing was drafted. Tested with vLLM 0.32.
+step is at its last token, so that nothing was drafted. Tested with vLLM 0.31 and 0.32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What vLLM needs to build one member of a composite model beside its target. Tested with vLLM 0.32."""
+"""What vLLM needs to build one member of a composite model beside its target. Tested with vLLM 0.31 and 0.32."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ directory exists once a method writes to it: until then, and in an engine that a
 
 Workers on another machine (Ray) write where nobody reads: their values are missing.
 
-Tested with vLLM 0.32 and prometheus_client 0.26, whose file format has stood since 2017.
+Tested with vLLM 0.31 and 0.32 and prometheus_client 0.26, whose file format has stood since 2017.
 """
 
 from __future__ import annotations

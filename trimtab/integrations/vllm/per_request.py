@@ -2,7 +2,7 @@
 
 Logits processors that change nothing: their `validate_params` runs in the server's process and makes a bad value HTTP
 400. On V1 the processor also hears which request has which row; on V2 the model's state hears it. STEER's negatives are
-read on there too (negatives/), before the step's logits are asked for. Tested with vLLM 0.32.
+read on there too (negatives/), before the step's logits are asked for. Tested with vLLM 0.31 and 0.32.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A logits processor that refuses requests and processes no logits: where vLLM lets a plug-in answer HTTP 400.
 
-Tested with vLLM 0.32.
+Tested with vLLM 0.31 and 0.32.
 """
 
 from __future__ import annotations

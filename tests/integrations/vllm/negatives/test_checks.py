@@ -41,13 +41,13 @@ def refused(directory: Path, extra_args: dict[str, Any], max_tokens: int = 8, v2
     from vllm import SamplingParams
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.sample.logits_processor import validate_logits_processors_parameters
-    from vllm.v1.worker.gpu.sample.logits_processor import build_custom_logits_processors_params_validator
 
     names = [checks_name(config(directory, **options))]
     params = SamplingParams(max_tokens=max_tokens, extra_args=extra_args)
     try:
         if v2:
-            build_custom_logits_processors_params_validator(names)(params)
+            v2_processors = pytest.importorskip("vllm.v1.worker.gpu.sample.logits_processor")  # since 0.31
+            v2_processors.build_custom_logits_processors_params_validator(names)(params)
         else:
             validate_logits_processors_parameters(names, params)
     except VLLMValidationError as error:

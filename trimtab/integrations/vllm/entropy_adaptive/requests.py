@@ -1,7 +1,7 @@
 """Checks what requests say about entropy-adaptive decoding, before they enter the engine.
 
 Named in `--logits-processors`. Model runner V1 takes no processors together with speculative decoding: the worker
-leaves it out there. Tested with vLLM 0.32.
+leaves it out there. Tested with vLLM 0.31 and 0.32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Entropy-adaptive decoding on vLLM's model runner V1. Tested with vLLM 0.32.
+"""Entropy-adaptive decoding on vLLM's model runner V1. Tested with vLLM 0.31 and 0.32.
 
 Touched: `GPUModelRunner._sample`, `._update_states`, `.drafter._sample_draft_tokens`, `.drafter.propose`,
 `.input_batch.req_ids`, `.requests`, `.discard_request_mask`; `SpecDecodeMetadata.num_draft_tokens`; the layout of

@@ -6,7 +6,7 @@
                                "draft_sample_method": "probabilistic"}' \\
         --additional-config '{"trimtab": {"entropy_adaptive": {"threshold": 0.3}}}'
 
-Tested with vLLM 0.32; touched here: `Worker.load_model`, `.model_runner`, `.use_v2_model_runner`.
+Tested with vLLM 0.31 and 0.32; touched here: `Worker.load_model`, `.model_runner`, `.use_v2_model_runner`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Worker(_Plain):
     """
 
     def __init__(self, vllm_config: Any, *args: Any, **keywords: Any) -> None:
-        require("entropy-adaptive decoding")
+        require("entropy-adaptive decoding", "ead", "V2" if vllm_config.use_v2_model_runner else "V1")
         check_speculative_config(vllm_config.speculative_config)
         processors = vllm_config.model_config.logits_processors
         check_requests_are_checked(processors)

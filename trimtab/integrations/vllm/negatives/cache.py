@@ -2,7 +2,7 @@
 
 vLLM's scheduler knows nothing of them: they lie in memory of their own, in blocks of their own, laid out as the
 target's attention back ends want. For a pass each attention layer is lent that memory, and the forward context the
-metadata of the negative sequences. Tested with vLLM 0.32; the weights are the target's, nothing is copied.
+metadata of the negative sequences. Tested with vLLM 0.31 and 0.32; the weights are the target's, nothing is copied.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an engine's configuration says of negative prompts. Tested with vLLM 0.32."""
+"""What an engine's configuration says of negative prompts. Tested with vLLM 0.31 and 0.32."""
 
 from __future__ import annotations
 

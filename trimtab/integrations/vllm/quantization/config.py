@@ -11,7 +11,7 @@ draft model of their own checkpoint:
                                             "quantization": "trimtab-w8a16", "num_speculative_tokens": 6}'
 
 This module is imported wherever vLLM starts, so what computes is imported by the engine that asks for it. Tested with
-vLLM 0.32.
+vLLM 0.31 and 0.32.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TrimtabConfig(QuantizationConfig):
 
     def __init__(self, ignore: list[str] | None = None, group: int = 128) -> None:
         super().__init__()
-        require(f"--quantization {self.get_name()}")
+        require(f"--quantization {self.get_name()}", "quantized")
         self.ignore, self.group = list(ignore or ()), group
 
     @classmethod

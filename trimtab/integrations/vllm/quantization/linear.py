@@ -1,7 +1,7 @@
 """A linear layer of vLLM whose float weights become trimtab's low-bit ones as soon as they are loaded.
 
 vLLM keeps the weights of such a layer on no device until the checkpoint's arrive, and hands them over layer by layer:
-no more than one layer is ever there in both precisions. Tested with vLLM 0.32.
+no more than one layer is ever there in both precisions. Tested with vLLM 0.31 and 0.32.
 """
 
 from __future__ import annotations
