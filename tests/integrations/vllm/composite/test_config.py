@@ -47,6 +47,12 @@ def config(found: Any = FUSION, *, v2: bool = False, drafts: str | None = None, 
     )
 
 
+@pytest.fixture(autouse=True)
+def tested_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is refused for its release is another test's."""
+    monkeypatch.setattr(versions, "installed", lambda: "0.32.0")
+
+
 @pytest.mark.parametrize(
     ("found", "v2", "name"),
     [(FUSION, False, "AlphaV1"), (STEER, False, "GammaV1"), (FUSION, True, "AlphaV2"), (STEER, True, "GammaV2")],
