@@ -3,8 +3,8 @@
     pip install xllamacpp
     python bench/llama_cpp.py --json bench/results/llama_cpp.json
 
-llama.cpp computes with the file's own weights, trimtab with what transformers reads from it and quantises; both use as
-many threads as torch has. The server keeps no prompt from one request to the next. Prompts, sides that take turns and
+llama.cpp computes with the file's own weights, trimtab with what transformers reads from it and quantises; both use
+`--threads`. The server keeps no prompt from one request to the next. Prompts, sides that take turns and
 intervals are those of docs/ab.md; needs an otherwise idle machine.
 """
 

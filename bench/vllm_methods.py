@@ -172,16 +172,11 @@ def _entropy_adaptive(folder: Path) -> Part:
 
 
 def _adaptive_pair(large: Path, small: Path, folder: Path) -> Part:
-    return _adaptive({"model": str(large), "dtype": "bfloat16"}, small, PAIR_THRESHOLDS, _problems(large), TO_ITS_END)
+    part = _adaptive({"model": str(large), "dtype": "bfloat16"}, small, PAIR_THRESHOLDS, _problems(large))
+    return replace(part, params=TO_ITS_END)
 
 
-def _adaptive(
-    large: dict[str, Any],
-    small: Path,
-    thresholds: Sequence[float],
-    batches: list[list[str]],
-    params: dict[str, Any] | None = None,
-) -> Part:
+def _adaptive(large: dict[str, Any], small: Path, thresholds: Sequence[float], batches: list[list[str]]) -> Part:
     drafting = {"method": "draft_model", "model": str(small), "num_speculative_tokens": DRAFTS}
     adaptive = Setup(
         large
@@ -198,7 +193,7 @@ def _adaptive(
     arms: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in ("large", "small", "speculative")}
     for threshold in thresholds:
         arms[f"threshold {threshold}"] = ("adaptive", {"extra_args": {"trimtab_threshold": threshold}})
-    return Part(engines, arms, batches, params or {})
+    return Part(engines, arms, batches)
 
 
 def _quantized(folder: Path) -> Part:
