@@ -32,7 +32,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, StopStringCriteria
 
 import trimtab
 from trimtab.compare.bootstrap import bootstrap, rate_ratio, share
@@ -148,7 +148,8 @@ class _Runs:
         if arm in (*ENDS, ASSISTED) and not (arm == "small" and isinstance(self.small, str)):
             model = self.small if arm == "small" else self.large
             assert isinstance(model, PreTrainedModel)
-            extra: dict[str, Any] = {"stop_strings": stop, "tokenizer": self.tokenizer} if stop else {}
+            # not `stop_strings`: assisted generation hands them to the small model without the tokenizer they need
+            extra: dict[str, Any] = {"stopping_criteria": [StopStringCriteria(self.tokenizer, stop)]} if stop else {}
             if arm == ASSISTED:
                 extra["assistant_model"] = self.small
             sequences = model.generate(ids, attention_mask=mask, **extra, **self.options)

@@ -16,7 +16,7 @@ from typing import Any
 from trimtab import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
-OPTIONS: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "max_num_seqs": 8}
+OPTIONS: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 8}
 """Of `vllm.LLM`, unless an engine has others; texts are the same in every round, so there is no prefix cache."""
 FUSION_MODELS = "BENCH_FUSION_MODELS"
 """Environment variable for bench/vllm_fusion_processor.py: directories of the base and the experts."""
@@ -52,7 +52,7 @@ class Engine:
         folder: for the line's socket.
         options: of `vllm.LLM`, over `OPTIONS`.
         env: of the process, over this one's.
-        rpc: a method of the workers that returns numbers which only grow.
+        rpc: a method of the workers that returns numbers by name; the whole ones only grow and are counted.
 
     Attributes:
         plugin: whether it has loaded trimtab's plug-in; known once it is ready.
@@ -126,7 +126,8 @@ def _counts(llm: Any, rpc: str | None) -> dict[str, float]:
         for metric in llm.get_metrics()
         if metric.name.startswith(_DRAFTS) and hasattr(metric, "value")
     }
-    return counts if rpc is None else counts | llm.collective_rpc(rpc)[0]
+    told = {} if rpc is None else llm.collective_rpc(rpc)[0]
+    return counts | {name: value for name, value in told.items() if isinstance(value, int)}
 
 
 if __name__ == "__main__":
