@@ -17,6 +17,13 @@ Array = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
 SEED = 20_260_301
+_LEAST_ERROR = 0.25
+"""Of the data's standard error: the least that a resample's counts for.
+
+A resample of prompts that happen to agree measures its own error in next to nothing. With 4 to 8 prompts, or where most
+prompts agree, enough of them do for intervals from 0.00 to 374. At a quarter the interval holds the truth as often as
+without (simulated with long-tailed speedups: 95% of 4 prompts, 94 to 95% of 5 to 48), and its wide ones are shorter.
+"""
 _CELLS = 4_000_000
 """Resamples times prompts that are held at once."""
 
@@ -141,8 +148,8 @@ def studentized(
             slope = gradient(drawn_means)
             influence = slope @ data - (slope * drawn_means).sum(axis=1, keepdims=True)
             errors = np.sqrt((drawn * influence**2).sum(axis=1) / (prompts - 1) / prompts)
-            size = np.abs(figure(drawn_means) - value) / errors
-        # a resample of few different prompts that agree has no spread of its own to measure with
+            size = np.abs(figure(drawn_means) - value) / np.maximum(errors, _LEAST_ERROR * error)
+        # prompts that do not differ at all, for instance one that was drawn every time, say nothing of the spread
         sizes.append(size[np.isfinite(size) & (errors > 1e-9 * error)])
     found = np.concatenate(sizes)
     width = error * max(
