@@ -40,6 +40,8 @@ def ratio_bars(
 ) -> None:
     """Write tokens/s over those of `plain`, one bar for each group and arm.
 
+    An interval that goes beyond 1.4 of the highest bar leaves the picture at the top.
+
     Args:
         summary: of `report.summarize`.
         arms: in the order to draw; `plain` is the line at 1.
@@ -51,7 +53,7 @@ def ratio_bars(
     groups = list(summary)
     width = 0.84 / max(len(drawn), 1)
     figure, axes = plt.subplots(figsize=(max(7.5, 1.6 + 0.27 * len(groups) * (len(drawn) + 1)), 5.2))
-    top = 1.0
+    top = highest = 1.0
     for index, arm in enumerate(drawn):
         for place, group in enumerate(groups):
             interval = summary[group]["arms"].get(arm, {}).get("ratio_to_plain")
@@ -65,11 +67,11 @@ def ratio_bars(
                 axes.vlines(x, low, high, color="#222222", linewidth=1)
             # at the foot of the bar, where no interval and no line crosses it
             axes.text(x, 0.03, f"{value:.2f}", color=_TEXT.get(arm, "white"), **_IN_BAR)
-            top = max(top, value, high or 0)
+            highest, top = max(highest, value), max(top, value, high or 0)
     axes.axhline(1, color="#222222", linewidth=1, linestyle="--", label="plain generate")
     axes.set_xticks(range(len(groups)), [f"{group}\n(n = {summary[group]['prompts']})" for group in groups])
     axes.set_xlim(-0.62, len(groups) - 0.4)
-    axes.set_ylim(0, top * 1.05)
+    axes.set_ylim(0, min(top * 1.05, highest * 1.4))
     axes.set_ylabel("tokens per second, relative to plain generate")
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
