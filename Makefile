@@ -37,12 +37,9 @@ $(VENV)/.test: pyproject.toml $(VENV)/.demo
 demo: $(VENV)/.demo  ## install into .venv and show trimtab beside plain generate
 	$(BIN)/python bench/demo.py
 
-# Engines of vLLM run on one thread each, so two at a time; everything else wants the machine to itself.
-ENGINES = tests/integrations/vllm tests/route
-
+# Two at a time and one thread each: most tests, engines of vLLM among them, cannot fill two cores on their own.
 test: check  ## everything CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ENGINES)
-	$(BIN)/python -m pytest $(addprefix --ignore=,$(ENGINES))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from tests.conftest import SIZES
+from tests.conftest import SIZES, threads
 from trimtab import LowBitConfig, LowBitModel, Runner
 from trimtab.integrations.transformers.decoder import LeanDecoder
 from trimtab.integrations.transformers.padding import pad_right
@@ -37,12 +37,13 @@ def test_native_int8_is_torch_int8(activation_bits: int, outliers: int, head: bo
     found = []
     native = forward._native
     assert native is not None
-    for kernels in (native, None):
+    for kernels, cores in ((None, 1), (native, 1), (native, 2), (native, 3)):
         forward._native = kernels
         run = Runner(forward, SequenceState(len(counts)), model.device)
-        run.prefill(prompts)
-        found.append(run.extend(new, counts))
-    for row, count in enumerate(counts):
-        error = (found[0][row, :count] - found[1][row, :count]).abs()
+        with threads(cores):
+            run.prefill(prompts)
+            found.append(run.extend(new, counts))
+    for ours, (row, count) in itertools.product(found[1:], enumerate(counts)):
+        error = (ours[row, :count] - found[0][row, :count]).abs()
         assert error.max() < (2e-2 if activation_bits == 8 else 3e-4)
         assert error.mean() < 2e-4

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.conftest import threads
 from trimtab.kernels.linear_w8a8 import (
     ActivationBits,
     linear_w8a8,
@@ -60,10 +61,10 @@ def test_packed_layout(out: int, size: int, seed: int) -> None:
     size=st.sampled_from([1, 2, 3, 4, 5, 13, 61, 64, 67, 127, 509]),
     seed=SEEDS,
     bits=BITS,
-    threads=st.sampled_from([1, 2, 3]),
+    count=st.sampled_from([1, 2, 3]),
 )
-@example(rows=17, out=97, size=20011, seed=0, bits=16, threads=2)
-def test_sums_are_exact(rows: int, out: int, size: int, seed: int, bits: ActivationBits, threads: int) -> None:
+@example(rows=17, out=97, size=20011, seed=0, bits=16, count=2)
+def test_sums_are_exact(rows: int, out: int, size: int, seed: int, bits: ActivationBits, count: int) -> None:
     """Integers, scales of powers of 2: as int64 sums of the planes put together, rounded to float32 once for each."""
     weight = random_weight(out, size, seed)
     levels = 127 if bits == 8 else 32512
@@ -74,12 +75,8 @@ def test_sums_are_exact(rows: int, out: int, size: int, seed: int, bits: Activat
     assert (step == 1).all()
     sums = planes.long() @ weight.long().T
     expected = sums.float() if bits == 8 else (256 * sums[:rows].double().float() + sums[rows:].float())
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(count):
         y = linear_w8a8(x, weight, scale, bits=bits)
-    finally:
-        torch.set_num_threads(before)
     assert ((y / scale - expected).abs() <= 2.0**-24 * expected.abs() * (bits == 16)).all()
 
 
