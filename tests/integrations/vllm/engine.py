@@ -18,6 +18,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "max_num_seqs": 4, "disable_log_stats": False}
 """Options of an engine for tests."""
+TRACED: dict[str, Any] = {"enforce_eager": False, "env": {"VLLM_CPU_CI_ENV": "1"}}
+"""Options of `run` for models that go through `torch.compile`, traced once and whole, as vLLM does on a CPU.
+
+The variable leaves out the code generation behind it, which takes minutes and is not ours. The cut of the graph at
+attention and CUDA graphs are a GPU's.
+"""
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",

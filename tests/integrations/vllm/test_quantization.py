@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import trimtab
-from tests.integrations.vllm.engine import run
+from tests.integrations.vllm.engine import TRACED, run
 from tests.integrations.vllm.family import Family
 
 pytest.importorskip("vllm")
@@ -29,12 +29,17 @@ NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3,
 
 
 @pytest.mark.parametrize(
-    ("format", "group", "agreement", "gap"),
+    ("format", "group", "agreement", "gap", "more"),
     # 8-bit activations round to another level at the least difference, and such a difference grows from layer to layer
-    [("w8a16", 128, 1.0, 0.01), ("w8a8", 128, 0.85, 1.0), ("w4a16", 64, 0.95, 0.1)],
+    [
+        ("w8a16", 128, 1.0, 0.01, {}),
+        ("w8a8", 128, 0.85, 1.0, {}),
+        ("w8a8", 128, 0.85, 1.0, TRACED),
+        ("w4a16", 64, 0.95, 0.1, {}),
+    ],
 )
 def test_tokens_are_those_of_the_low_bit_model(
-    family: Family, format: Any, group: int, agreement: float, gap: float
+    family: Family, format: Any, group: int, agreement: float, gap: float, more: dict[str, Any]
 ) -> None:
     """Any float checkpoint is quantised while it loads; n-gram drafts are verified in low bits."""
     config = {"quant_method": f"trimtab-{format}", "group": group}
@@ -46,6 +51,7 @@ def test_tokens_are_those_of_the_low_bit_model(
         hf_overrides={"quantization_config": config},
         speculative_config=NGRAM,
         max_num_batched_tokens=64,
+        **more,
     )
     assert result["metrics"]["vllm:spec_decode_num_accepted_tokens"] > 0
     low = trimtab.quantize_(copy.deepcopy(family.models["large"]), format, group=group)
