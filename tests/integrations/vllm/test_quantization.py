@@ -8,22 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 import trimtab
 from tests.integrations.vllm.engine import TRACED, run
 from tests.integrations.vllm.family import Family
+from tests.integrations.vllm.test_low_bit_drafts import TEXTS
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
-TEXTS = (
-    "The capital of France is",
-    "def fibonacci(n):\n",
-    "One, two, three, four. One, two, three, four. One, two,",
-    "List of planets: Mercury, Venus,",
-    "Water boils at",
-    "The sea is blue. The sky is blue. The sea is",
-)
 TOKENS = 16
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 
@@ -43,9 +37,8 @@ def test_tokens_are_those_of_the_low_bit_model(
 ) -> None:
     """Any float checkpoint is quantised while it loads; n-gram drafts are verified in low bits."""
     config = {"quant_method": f"trimtab-{format}", "group": group}
-    greedy = {"temperature": 0, "max_tokens": TOKENS, "ignore_eos": True}
     result = run(
-        [{"prompt": text, **greedy} for text in TEXTS],
+        asked(),
         model=str(family.directories["large"]),
         quantization=f"trimtab-{format}",
         hf_overrides={"quantization_config": config},
@@ -55,16 +48,48 @@ def test_tokens_are_those_of_the_low_bit_model(
     )
     assert result["metrics"]["vllm:spec_decode_num_accepted_tokens"] > 0
     low = trimtab.quantize_(copy.deepcopy(family.models["large"]), format, group=group)
+    best, worst = judged(family, low, result["outputs"])
+    assert best >= agreement
+    assert worst < gap
+
+
+def test_preempted_and_cached_texts_are_those_of_the_low_bit_model(family: Family) -> None:
+    """All prompts twice, the second time from the prefix cache, four at a time in a KV cache for fewer."""
+    result = run(
+        [*asked(), *asked()],
+        model=str(family.directories["large"]),
+        quantization="trimtab-w8a16",
+        speculative_config=NGRAM,
+        max_num_batched_tokens=64,
+        max_model_len=128,
+        block_size=32,
+        num_gpu_blocks_override=6,
+        enable_prefix_caching=True,
+    )
+    assert result["metrics"]["vllm:num_preemptions"] > 0
+    assert result["metrics"]["vllm:prefix_cache_hits"] > 0
+    low = trimtab.quantize_(copy.deepcopy(family.models["large"]), "w8a16")
+    for outputs in (result["outputs"][: len(TEXTS)], result["outputs"][len(TEXTS) :]):
+        best, worst = judged(family, low, outputs)
+        assert best == 1
+        assert worst < 0.01
+
+
+def asked() -> list[dict[str, Any]]:
+    return [{"prompt": text, "temperature": 0, "max_tokens": TOKENS, "ignore_eos": True} for text in TEXTS]
+
+
+def judged(family: Family, low: PreTrainedModel, outputs: list[Any]) -> tuple[float, float]:
+    """Share of tokens that are the low-bit model's first in transformers, and how far behind it one is at most."""
     best, gaps = 0, []
-    for text, samples in zip(TEXTS, result["outputs"], strict=True):
+    for text, samples in zip(TEXTS, outputs, strict=True):
         prompt, tokens = family.tokenizer(text).input_ids, samples[0]["tokens"]
         with torch.no_grad():
             logits = low(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1].double()
         behind = logits.amax(-1) - logits[torch.arange(len(tokens)), torch.tensor(tokens)]
         best += int((behind < 0.01).sum())
         gaps.append(float(behind.max()))
-    assert best >= agreement * len(TEXTS) * TOKENS
-    assert max(gaps) < gap
+    return best / (len(TEXTS) * TOKENS), max(gaps)
 
 
 def test_a_group_that_does_not_fit_stops_the_start_with_its_reason(smollm2_directory: Path) -> None:
