@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from ..errors import InputError
+from ..keep_alive import IDLE_SECONDS
 from .answer import Pair
 from .backend import SPEAKERS, Backend, Card, Patience, Speaker
 from .errors import RouteError
@@ -62,9 +63,10 @@ async def connect(servers: Servers, stack: AsyncExitStack) -> Pair:
         InputError: a server is not there, they have different tokenizers, or one does not give log-probabilities of
             the model's own distribution.
     """
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
     backends = {}
     for name in SPEAKERS:
-        client = await stack.enter_async_context(httpx.AsyncClient(limits=httpx.Limits(max_connections=None)))
+        client = await stack.enter_async_context(httpx.AsyncClient(limits=limits))
         backends[name] = Backend(
             name,
             servers.urls[name],

@@ -15,6 +15,7 @@ import openai
 import psutil
 
 from tests.integrations.vllm.conftest import Server
+from trimtab.keep_alive import IDLE_SECONDS
 
 AT_ONCE = 32
 DROPPED_AFTER = 3
@@ -75,8 +76,10 @@ class Outcome:
 async def send_all(server: Server, asks: Sequence[Ask | Bad], outcome: Outcome) -> None:
     """`AT_ONCE` requests at a time; of the well-formed ones every third is dropped, every other one is streamed."""
     gate = asyncio.Semaphore(AT_ONCE)
-    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300)
-    raw = httpx.AsyncClient(base_url=server.url, timeout=300)
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=IDLE_SECONDS)
+    patient = openai.DefaultAsyncHttpxClient(timeout=300, limits=limits)
+    client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, http_client=patient)
+    raw = httpx.AsyncClient(base_url=server.url, timeout=300, limits=limits)
 
     async def one(index: int, ask: Ask | Bad) -> None:
         async with gate:

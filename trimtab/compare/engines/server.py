@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from ...errors import InputError
+from ...keep_alive import IDLE_SECONDS
 from ..prompts import Prompt
 from ..setups import SAMPLING, Setup
 from . import Generated
@@ -41,7 +42,8 @@ class ServerDecoder:
 
     def __init__(self, setup: Setup, chat: bool | None) -> None:
         self._setup, self._chat = setup, chat is not False
-        self._client = httpx.Client(base_url=f"{setup.engine}/", timeout=TIMEOUT)
+        limits = httpx.Limits(keepalive_expiry=IDLE_SECONDS)
+        self._client = httpx.Client(base_url=f"{setup.engine}/", timeout=TIMEOUT, limits=limits)
         try:
             self._model = self._choose(self._models())
             self._is_vllm = self._asked_vllm()
