@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Any
 
 import pytest
 
+from tests.integrations.vllm.engine import TRACED, environment
 from trimtab.compare.engines import vllm as sides
 from trimtab.compare.setups import parse_setup
 from trimtab.errors import InputError
 from trimtab.integrations.vllm import versions
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -85,20 +83,11 @@ def test_two_engines_take_turns(tmp_path: Path) -> None:
     questions = [("What is 2 + 3?", 5), ("What is 4 + 4?", 8)]
     prompts.write_text("\n".join(json.dumps({"prompt": text, "answer": right}) for text, right in questions))
     out = tmp_path / "ab.json"
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_CI_ENV": "1",  # traces the models without the minutes of code generation
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_NO_USAGE_STATS": "1",
-    }
     arguments = ["ab", "--engine", "vllm", "--model", "smollm2-135m", "--max-new-tokens", "8", "--json", str(out)]
     arguments += ["--a", "none:dtype=float32", "--b", "quantized:bits=8,dtype=float32", "--prompts", str(prompts)]
     done = subprocess.run(
         [sys.executable, "-m", "trimtab.cli", *arguments],
-        env=environment,
+        env=environment(**TRACED["env"]),
         capture_output=True,
         text=True,
         timeout=590,
