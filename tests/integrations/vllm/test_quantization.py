@@ -75,6 +75,26 @@ def test_preempted_and_cached_texts_are_those_of_the_low_bit_model(family: Famil
         assert worst < 0.01
 
 
+def test_the_second_runner_writes_the_same(family: Family) -> None:
+    """With n-gram drafts; in Triton's interpreter, so a few tokens."""
+    text = "The sea is blue. The sky is blue. The sea is"
+    result = run(
+        [{"prompt": text, "temperature": 0, "max_tokens": 6, "ignore_eos": True}],
+        v2=True,
+        model=str(family.directories["large"]),
+        quantization="trimtab-w8a16",
+        speculative_config=NGRAM,
+        max_num_seqs=2,
+        max_model_len=64,
+        max_num_batched_tokens=64,
+    )
+    assert result["v2"]
+    low = trimtab.quantize_(copy.deepcopy(family.models["large"]), "w8a16")
+    ids = family.tokenizer(text, return_tensors="pt").input_ids
+    expected = low.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=-1)
+    assert result["outputs"][0][0]["tokens"] == expected[0, ids.shape[1] :].tolist()
+
+
 def asked() -> list[dict[str, Any]]:
     return [{"prompt": text, "temperature": 0, "max_tokens": TOKENS, "ignore_eos": True} for text in TEXTS]
 
