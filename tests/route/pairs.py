@@ -79,6 +79,7 @@ def make_pair(scripted: tuple[Scripted, Scripted]) -> Iterator[Callable[..., Pai
             for one in scripted:  # what was asked at the start
                 one.asked.clear()
                 one.headers.clear()
+                one.ports.clear()
             return Pair(url, *scripted)
 
         yield make

@@ -68,6 +68,7 @@ class Scripted:
         encode: for `/tokenize`.
         tokenizes: whether `/tokenize` works.
         asked: bodies of the completions, headers in `headers`.
+        ports: the client's ends of the connections over which `/tokenize` was asked.
         running: completions that are being written now.
     """
 
@@ -87,6 +88,7 @@ class Scripted:
     mass: float = 1.0
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    ports: list[int] = field(default_factory=list)
     running: int = 0
 
     def app(self) -> Starlette:
@@ -104,6 +106,8 @@ class Scripted:
     async def _tokenize(self, request: Request) -> Response:
         if not self.tokenizes:
             return JSONResponse({"error": {"message": "as scripted", "code": 503}}, 503)
+        assert request.client is not None
+        self.ports.append(request.client.port)
         body = await request.json()
         text = body["prompt"] if "prompt" in body else "".join(one["content"] for one in body["messages"])
         return JSONResponse({"tokens": self.encode(text)})

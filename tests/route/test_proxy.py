@@ -19,6 +19,7 @@ from tests.route.pairs import GATE, LARGE, SMALL, Pair, ids_of
 from tests.route.scripted import SURE, UNSURE, two_choices
 from trimtab.decoding.entropy_gate import GateSettings
 from trimtab.decoding.top_entropy import entropy_range
+from trimtab.keep_alive import IDLE_SECONDS
 from trimtab.route.backend import Patience
 
 PROMPT = (5, 6, 7)
@@ -380,6 +381,14 @@ def test_a_silent_server_is_lost_in_time(make_pair: Callable[..., Pair], number:
     assert answer.status_code == 504
     assert "was silent for too long" in answer.json()["error"]["message"]
     wait_for(lambda: pair.small.running == 0)
+
+
+def test_an_idle_connection_is_left_before_a_server_closes_it(pair: Pair) -> None:
+    for pause in (0, 0, IDLE_SECONDS + 0.3):
+        time.sleep(pause)
+        pair.post("/v1/chat/completions", messages=[{"role": "user", "content": "two"}], max_tokens=2)
+    first, second, third = pair.large.ports  # it tokenizes, and the small one writes
+    assert first == second != third
 
 
 # -- clients that go ---------------------------------------------------------------------------------------------------

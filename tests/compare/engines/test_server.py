@@ -17,6 +17,7 @@ from trimtab.compare.engines.server import ServerDecoder
 from trimtab.compare.prompts import Prompt
 from trimtab.compare.setups import parse_setup
 from trimtab.errors import InputError
+from trimtab.keep_alive import IDLE_SECONDS
 
 PAUSE = 0.05
 
@@ -24,13 +25,19 @@ PAUSE = 0.05
 class Handler(BaseHTTPRequestHandler):
     """Speaks the protocol as OpenAI's reference has it: chunks of text, then usage in a chunk without choices."""
 
+    protocol_version = "HTTP/1.1"  # whose connections outlive an answer
     models: list[str] = ["tiny"]
     vllm = False
     answer = "good"
     bodies: list[tuple[str, dict[str, Any]]] = []
+    ports: list[int] = []
 
     def log_message(self, *_: object) -> None:
         pass
+
+    def parse_request(self) -> bool:
+        self.ports.append(self.client_address[1])
+        return super().parse_request()
 
     def do_GET(self) -> None:
         found: Any = {"data": [{"id": name} for name in self.models]}
@@ -53,6 +60,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         chat = self.path.endswith("chat/completions")
         if chat:
@@ -66,16 +74,21 @@ class Handler(BaseHTTPRequestHandler):
         if self.answer != "uncounted":
             time.sleep(PAUSE)  # what comes after the last token is none of its time
             self._event({"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 4}})
-        self.wfile.write(b"data: [DONE]\n\n")
+        self._write(b"data: [DONE]\n\n")
+        self._write(b"")
 
     def _event(self, event: dict[str, Any]) -> None:
-        self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        self._write(f"data: {json.dumps(event)}\n\n".encode())
+
+    def _write(self, chunk: bytes) -> None:
+        self.wfile.write(f"{len(chunk):x}\r\n".encode() + chunk + b"\r\n")
         self.wfile.flush()
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
     Handler.models, Handler.vllm, Handler.answer, Handler.bodies = ["tiny"], False, "good", []
+    Handler.ports = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -144,6 +157,17 @@ def test_a_request_that_fails_says_why(url: str, answer: str, message: str) -> N
     Handler.answer = answer
     with pytest.raises(RuntimeError, match=message):
         decoder(url).decode(Prompt("1", "all", "x"), 0, 4)
+
+
+@pytest.mark.parametrize("pause", [0, IDLE_SECONDS + 0.3])
+def test_an_idle_connection_is_left_before_a_server_closes_it(url: str, pause: float) -> None:
+    Handler.vllm = True
+    side = decoder(url)
+    time.sleep(pause)
+    side.decode(Prompt("1", "all", "2 and 2"), 0, 4)
+    models, version, completion = Handler.ports
+    assert models == version
+    assert (version == completion) == (pause == 0)
 
 
 def test_servers_that_cannot_be_used_are_refused_at_once(url: str) -> None:
