@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from tests.integrations.vllm.composite.running import assert_same_or_tied, log_probs
@@ -59,3 +60,25 @@ def test_text_is_the_full_precision_models(family: Family) -> None:
     assert accepted > 2 * windows
     shares = text_shares([family.models["large"]] * 2, prompts[0], SAMPLED["temperature"], SAMPLED["top_k"])
     assert_drawn_from(shares, found[len(prompts) :])
+
+
+def test_the_second_runner_writes_the_same(family: Family) -> None:
+    """In Triton's interpreter, so a few tokens."""
+    pytest.importorskip("triton")
+    model, asked = family.directories["large"], [request | {"max_tokens": 8} for request in requests(family)[:3:2]]
+    ours = run(
+        asked,
+        v2=True,
+        model=str(model),
+        speculative_config=DRAFTS | {"model": str(model)},
+        max_num_seqs=2,
+        max_model_len=64,
+        max_num_batched_tokens=64,
+    )
+    assert ours["v2"]
+    for request, samples in zip(asked, ours["outputs"], strict=True):
+        ids = torch.tensor([request["prompt"]])
+        expected = family.models["large"].generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=-1)
+        assert samples[0]["tokens"] == expected[0, ids.shape[1] :].tolist()
+    accepted, windows = (ours["metrics"][f"vllm:spec_decode_num_{name}"] for name in ("accepted_tokens", "drafts"))
+    assert accepted > 2 * windows
