@@ -47,16 +47,18 @@ def run(requests: list[dict[str, Any]], *, v2: bool = False, timeout: float = 58
         requests: `prompt` (a text or token ids) and options of SamplingParams, each.
         v2: on the second model runner, in Triton's interpreter.
         timeout: seconds for all of it.
-        options: of `vllm.LLM`, `env` for its process, and `rpc`, a method of the workers to call at the end.
+        options: of `vllm.LLM`, `env` for its process, `rpc`, a method of the workers to call at the end, and `scrape`,
+            whether to read what a server would have on `/metrics` for trimtab's methods.
 
     Returns:
         `v2` (the runner in use), `plugin` (whether trimtab's was loaded), `outputs` (by request a list of samples with
-        `tokens` and `logprobs`), `metrics`, `seconds`, `rpc` (of the first worker).
+        `tokens` and `logprobs`), `metrics` (vLLM's), `scraped` (trimtab's, by name and the values of the labels
+        in the order of their names, the model's left out), `seconds`, `rpc` (of the first worker).
     """
     # one process, where vLLM would start three: the server's tests have those
     env = environment(VLLM_ENABLE_V1_MULTIPROCESSING="0", **options.pop("env", {}))
-    rpc = options.pop("rpc", None)
-    job = json.dumps({"options": SMALL | options, "requests": requests, "v2": v2, "rpc": rpc})
+    more = {name: options.pop(name, None) for name in ("rpc", "scrape")}
+    job = json.dumps({"options": SMALL | options, "requests": requests, "v2": v2, **more})
     with tempfile.NamedTemporaryFile("r", encoding="utf-8") as answer:
         command = [sys.executable, "-m", "tests.integrations.vllm.engine", answer.name]
         done = subprocess.run(command, input=job, env=env, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
@@ -85,10 +87,25 @@ def main() -> None:
         "plugin": "trimtab.integrations.vllm.plugin" in sys.modules,
         "outputs": [[_sample(sample) for sample in output.outputs] for output in outputs],
         "metrics": {metric.name: value for metric in llm.get_metrics() if (value := getattr(metric, "value", None))},
+        "scraped": _scraped() if job["scrape"] else None,
         "rpc": llm.collective_rpc(job["rpc"])[0] if job["rpc"] else None,
         "seconds": [started - begin, done - started],
     }
     Path(sys.argv[1]).write_text(json.dumps(result), encoding="utf-8")
+
+
+def _scraped() -> dict[str, float]:
+    from prometheus_client import REGISTRY
+
+    time.sleep(1.5)  # alphas are written twice a second
+    samples = [sample for family in REGISTRY.collect() for sample in family.samples]
+    return {
+        " ".join([sample.name, *(sample.labels[name] for name in sorted(sample.labels) if name != "model_name")]): (
+            sample.value
+        )
+        for sample in samples
+        if sample.name.startswith("trimtab:")
+    }
 
 
 def _params(logit_bias: dict[str, float] | None = None, **options: Any) -> Any:

@@ -131,9 +131,11 @@ def test_the_second_runner_samples_alike_and_traces_the_entropy(
     found = engine.run(
         requests, v2=True, model=str(smollm2_directory), logits_processors=[PROCESSOR], max_num_batched_tokens=32,
         logprobs_mode="processed_logprobs", additional_config={"trimtab": {"trace": {"path": str(path)}}},
-        speculative_config={"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2},
+        speculative_config={"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}, scrape=True,
     )  # fmt: skip
     assert found["v2"]
+    counts = {ability: found["scraped"][f"trimtab:temperature_count {ability}"] for ability in ("MT", "CT")}
+    assert counts == {"MT": 1, "CT": 1}  # of each pair one request asks, the other one names the temperature
     check_pairs(found["outputs"])
     assert found["metrics"].get("vllm:spec_decode_num_draft_tokens", 0) > 0
     lines = [line for line in map(json.loads, path.read_text().splitlines()) if line["ability"] == "MT"]

@@ -34,8 +34,11 @@ def test_requests_together_are_the_reference(family: Family, tmp_path: Path) -> 
         for prompt, alpha in zip(prompts, ALPHAS, strict=True)
     ]
     options = {"max_model_len": 128, "max_num_seqs": 3, "max_num_batched_tokens": 32}
-    result = run(requests, v2=True, timeout=900, model=str(tmp_path / "fusion"), **options)
+    result = run(requests, v2=True, timeout=900, scrape=True, model=str(tmp_path / "fusion"), **options)
     assert result["v2"]
+    chosen = ALPHAS.count("dynamic") + ALPHAS.count(None)
+    for expert in ("trimtab_expert_a", "trimtab_expert_b"):
+        assert result["scraped"][f"trimtab:fusion_alpha_count {expert}"] == chosen * TOKENS
     found = [samples[0]["tokens"] for samples in result["outputs"]]
     expected = [
         generated(family.models["large"], [prompt], TOKENS, None if alpha == 0 else reference(family, alpha))[0]

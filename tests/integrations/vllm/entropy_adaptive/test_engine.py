@@ -183,9 +183,12 @@ def test_preemption_costs_at_most_one_forced_token_each(family: Family) -> None:
 
 
 def test_the_second_runner_writes_the_same(family: Family) -> None:
-    asked = [(TEXTS[0], 1.0), (TEXTS[2], 2.0)]
-    result = engine(
-        family, [greedy(*one, 8) for one in asked], v2=True, max_num_seqs=2, max_model_len=64, max_num_batched_tokens=64
-    )
+    asked = [(TEXTS[0], 1.0, 5), (TEXTS[2], 2.0, 8)]
+    options = {"max_num_seqs": 2, "max_model_len": 64, "max_num_batched_tokens": 64}
+    result = engine(family, [greedy(*one) for one in asked], v2=True, scrape=True, **options)
     assert result["v2"]
-    assert written(result) == [generated(family, *one, 8)[0] for one in asked]
+    assert written(result) == [generated(family, *one)[0] for one in asked]
+    # the worker hears of an end with the next step: there is none after the last request's
+    ended = [result["scraped"][f"trimtab:entropy_adaptive_tokens_total {writer}"] for writer in ("small", "large")]
+    assert sum(ended) == 5
+    assert 1 <= result["scraped"]["trimtab:entropy_adaptive_passes_total"] <= 5
