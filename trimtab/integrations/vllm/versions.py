@@ -19,7 +19,7 @@ Part = Literal["temperature", "fusion", "steer", "ead", "quantized", "V1", "V2"]
 """A method by its name in set-ups, or one of vLLM's model runners."""
 
 TESTED: dict[str, tuple[Part, ...]] = {
-    "0.31": ("temperature", "fusion", "steer", "ead", "quantized", "V1"),
+    "0.31": ("temperature", "fusion", "steer", "ead", "quantized", "V1", "V2"),
     "0.32": ("temperature", "fusion", "steer", "ead", "quantized", "V1", "V2"),
 }
 """By minor release, oldest first, what the engine tests ran on; docs/vllm.md says when and how."""

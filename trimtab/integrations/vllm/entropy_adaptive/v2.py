@@ -1,4 +1,4 @@
-"""Entropy-adaptive decoding on vLLM's model runner V2. Tested with vLLM 0.32.
+"""Entropy-adaptive decoding on vLLM's model runner V2. Tested with vLLM 0.31 and 0.32.
 
 Touched: `GPUModelRunner.sampler`, `.rejection_sampler`, `.add_requests`, `.finish_requests`, `.req_states`; the
 calls of both samplers with logits and `InputBatch`; `speculator.draft_logits`, the small model's logits before
