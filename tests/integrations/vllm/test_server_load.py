@@ -28,7 +28,7 @@ from tests.integrations.vllm.conftest import Server, Start
 from tests.integrations.vllm.engine import ROOT, environment
 from tests.integrations.vllm.family import Family
 from tests.integrations.vllm.load import AT_ONCE, LONG, Ask, Bad, Outcome, memory, send_all, text_of, written
-from trimtab.integrations.vllm.composed_directory import compose_fusion
+from trimtab.integrations.vllm.composed_directory import compose_fusion, compose_steer
 from trimtab.integrations.vllm.entropy_adaptive.options import REQUESTS
 
 pytestmark = pytest.mark.slow
@@ -239,6 +239,36 @@ def test_entropy_adaptive_decoding_under_load(entropy_adaptive: Server) -> None:
     fields = [(-1, "trimtab_threshold is -1"), ("low", "trimtab_threshold is 'low'"), ([2.0], "trimtab_threshold is [")]
     bad = [*MALFORMED, *(Bad({"prompt": "Hello", "vllm_xargs": {"trimtab_threshold": x}}, says) for x, says in fields)]
     endure(entropy_adaptive, asks, bad, count=300, first=120)
+
+
+def test_steer_and_its_negatives_under_load(
+    server: Start, family: Family, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Strengths and negatives of all kinds: what aborted requests kept of their negatives is free for others."""
+    composed = tmp_path_factory.mktemp("load") / "steer"
+    compose_steer(composed, family.directories["record"], family.directories["base"], gamma=0.3)
+    running = server(composed, *SEATS, env=HELD)
+    one, two = ["A bakery named The Crust."], ["The sea is blue, the sky is blue,", "A text that nobody has written"]
+    strengths = [
+        {},
+        {"trimtab_negatives": one},
+        {"trimtab_gamma": 0},
+        {"trimtab_negatives": two, "trimtab_eta": 1, "trimtab_balanced": True, "trimtab_plausibility": 0.1},
+        {"trimtab_gamma": 1.0, "trimtab_negatives": one, "trimtab_eta": 0.2},
+    ]
+    asks = asyncio.run(answered_alone(running, [greedy(index, strengths[index % 5]) for index in range(25)]))
+    assert len(asks) >= 15
+    assert len({json.dumps(ask.body["extra_body"]) for ask in asks}) == len(strengths)
+    asks += [Ask(greedy(index, strengths[index % 5]) | {"temperature": 1.0, "top_p": 0.9}) for index in range(10)]
+    fields = [
+        ({"trimtab_gamma": -1}, "trimtab_gamma is -1"),
+        ({"trimtab_negatives": "one text"}, "trimtab_negatives is"),
+        ({"trimtab_negatives": ["a"] * 9}, "trimtab_negatives"),
+        ({"trimtab_negatives": one, "trimtab_eta": "much"}, "trimtab_eta is 'much'"),
+        ({"trimtab_alpha": 1.0}, "trimtab_alpha is given"),
+    ]
+    bad = [*MALFORMED, *(Bad({"prompt": "Hello", "vllm_xargs": xargs}, says) for xargs, says in fields)]
+    endure(running, asks, bad, count=300, first=120)
 
 
 def test_the_example_of_quantised_verification_runs(server: Start, smollm2_directory: Path) -> None:
