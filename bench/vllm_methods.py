@@ -7,9 +7,9 @@
 `entropy-adaptive`: several thresholds against the large model alone and against plain speculative decoding with the
 same small one. `quantized`: float32, bfloat16 and low-bit weights, each with and without n-gram drafts, and low-bit
 weights as the draft model of the float32 ones, which is lossless. `fusion`: the composite model against the same fusion
-by a logits processor whose small models are transformers'. The models are the family's, in batches of several prompts;
-with `--large` and `--small` the first two parts take that pair of chat models instead, in bfloat16, on HumanEval's
-first problems, one at a time.
+by a logits processor whose small models are transformers'. `steer`: the contrast and negative prompts against the
+expert alone. The models are the family's, in batches of several prompts; with `--large` and `--small` the first two
+parts take that pair of chat models instead, in bfloat16, on HumanEval's first problems, one at a time.
 
 Each arm is an engine in a process of its own, or a setting of one; all arms of a part run a batch before the next one,
 in rotating order. Ratios are of sums over batches, their intervals a bootstrap over batches. Needs trimtab installed
@@ -47,7 +47,7 @@ from trimtab.compare.bootstrap import rate_ratio
 from trimtab.compare.prompts import read_prompts, take_evenly
 from trimtab.compare.provenance import load_average, provenance
 from trimtab.compare.schedule import rotated
-from trimtab.integrations.vllm.composed_directory import compose_fusion
+from trimtab.integrations.vllm.composed_directory import compose_fusion, compose_steer
 from trimtab.tasks import humaneval
 
 HERE = Path(__file__).parent
@@ -59,6 +59,8 @@ TO_ITS_END: dict[str, Any] = {"ignore_eos": False, "stop": ["```"]}
 NGRAM = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 3, "prompt_lookup_min": 1}
 DRAFTS = 6
 """Tokens that a draft model writes ahead."""
+NEGATIVES = (1, 4)
+"""Of each request."""
 
 
 @dataclass(frozen=True)
@@ -238,10 +240,25 @@ def _fusion(folder: Path) -> Part:
     return Part(engines, {name: (name, {}) for name in engines}, batches)
 
 
+def _steer(folder: Path) -> Part:
+    where = _family(folder, "large", "base")
+    composed = folder / "steer"
+    compose_steer(composed, where["large"], where["base"], gamma=0.3)
+    engines = {"expert alone": Setup({"model": str(where["large"])}), "steer": Setup({"model": str(composed)})}
+    arms: dict[str, tuple[str, dict[str, Any]]] = {"expert alone": ("expert alone", {}), "contrast": ("steer", {})}
+    # as long as the prompts, so that reading one costs what reading a prompt does
+    negatives = [item.prompt for item in items("record", NEGATIVES[-1], "test", seed=8)]
+    for count in NEGATIVES:
+        asked = {"trimtab_negatives": negatives[:count], "trimtab_balanced": True, "trimtab_plausibility": 0.1}
+        arms[f"contrast, negatives: {count}"] = ("steer", {"extra_args": asked})
+    return Part(engines, arms, [[item.prompt for item in items("record", 8, "test", seed=seed)] for seed in (7, 9)])
+
+
 PARTS: dict[str, Callable[[Path], Part]] = {
     "entropy-adaptive": _entropy_adaptive,
     "quantized": _quantized,
     "fusion": _fusion,
+    "steer": _steer,
 }
 
 
