@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from .engines import Decoder
 from .journal import Journal
@@ -14,6 +14,19 @@ from .schedule import turns
 WARM_UP_TOKENS = 16
 
 Score = Callable[[Prompt, str], float]
+
+
+def kept(sides: Collection[str], prompts: Sequence[Prompt], journal: Journal, rounds: int) -> list[Record]:
+    """The journal's records of these sides, prompts and rounds: it may have others, of a run that was longer."""
+    names = {prompt.id for prompt in prompts}
+    return [
+        record for record in journal.records if record.id in names and record.round < rounds and record.side in sides
+    ]
+
+
+def complete(sides: Sequence[str], prompts: Sequence[Prompt], rounds: int, records: Sequence[Record]) -> bool:
+    """Whether there is nothing left to measure."""
+    return len({(record.id, record.round, record.side) for record in records}) == len(sides) * len(prompts) * rounds
 
 
 def measure(
@@ -46,10 +59,7 @@ def measure(
         The records of these prompts and rounds, in the order in which they were measured. A side that raised has a
         record that says so.
     """
-    names = {prompt.id for prompt in prompts}
-    records = [
-        record for record in journal.records if record.id in names and record.round < rounds and record.side in sides
-    ]
+    records = kept(sides, prompts, journal, rounds)
     for record in records:
         seen(record)
     done = {(record.id, record.round, record.side) for record in records}

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..command_support import import_quietly
 from .journal import Journal
-from .measure import measure
+from .measure import complete, kept, measure
 from .records import Record
 from .scoring import Task
 from .session import Settings, journal_path, machine, opened
@@ -30,7 +30,7 @@ def run(
     started: Started,
     enough: Callable[[Sequence[Record]], bool] = lambda records: False,
 ) -> tuple[dict[str, Any], list[Record]]:
-    """Measure all sides; a run that was stopped goes on.
+    """Measure all sides; a run that was stopped goes on, and one that is complete is read.
 
     Args:
         sides: by name, in their order.
@@ -52,20 +52,25 @@ def run(
     from .provenance import provenance
 
     found = provenance()
-    with (
-        Journal(journal_path(json_file), {**identity, "machine": machine(found)}) as journal,
-        opened(sides, settings) as decoders,
-        started(len(sides) * len(task.prompts) * settings.rounds),
-    ):
-        records = measure(
-            decoders,
-            task.prompts,
-            journal,
-            rounds=settings.rounds,
-            max_new_tokens=settings.max_new_tokens,
-            seeds={side: setup.sampling.get("seed", settings.seed) for side, setup in sides.items()},
-            score=task.score,
-            seen=seen,
-            enough=enough,
-        )
+    total = len(sides) * len(task.prompts) * settings.rounds
+    with Journal(journal_path(json_file), {**identity, "machine": machine(found)}) as journal:
+        records = kept(sides, task.prompts, journal, settings.rounds)
+        if complete(list(sides), task.prompts, settings.rounds, records) or enough(records):
+            # asked for another report, say: models that would decode nothing are not loaded
+            with started(total):
+                for record in records:
+                    seen(record)
+            return found, records
+        with opened(sides, settings) as decoders, started(total):
+            records = measure(
+                decoders,
+                task.prompts,
+                journal,
+                rounds=settings.rounds,
+                max_new_tokens=settings.max_new_tokens,
+                seeds={side: setup.sampling.get("seed", settings.seed) for side, setup in sides.items()},
+                score=task.score,
+                seen=seen,
+                enough=enough,
+            )
     return found, records
