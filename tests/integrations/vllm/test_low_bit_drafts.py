@@ -12,24 +12,11 @@ from tests.integrations.vllm.composite.running import assert_same_or_tied, log_p
 from tests.integrations.vllm.engine import run
 from tests.integrations.vllm.family import Family
 from tests.integrations.vllm.sampled_texts import assert_drawn_from, text_shares
+from tests.integrations.vllm.texts import TEXTS
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
-TEXTS = (
-    "The capital of France is",
-    "Once upon a time, in a small village by the sea,",
-    "def fibonacci(n):\n",
-    "Q: What is 12 + 30?\nA:",
-    "The three primary colours are red, " * 12,
-    "Dear Sir or Madam,",
-    "List of planets: Mercury, Venus,",
-    "In 1969, the first",
-    "The recipe for bread needs",
-    "import numpy as np\n",
-    "Water boils at",
-    "She opened the door and",
-)
 TOKENS = 32
 SAMPLES = 300
 DRAFTS = {"method": "draft_model", "quantization": "trimtab-w8a16", "num_speculative_tokens": 6}

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 import trimtab
 from tests.integrations.vllm.engine import TRACED, run
 from tests.integrations.vllm.family import Family
-from tests.integrations.vllm.test_low_bit_drafts import TEXTS
+from tests.integrations.vllm.texts import TEXTS
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow

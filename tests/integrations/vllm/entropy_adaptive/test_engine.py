@@ -11,26 +11,13 @@ import trimtab
 from tests.integrations.vllm.engine import run
 from tests.integrations.vllm.family import Family
 from tests.integrations.vllm.sampled_texts import assert_drawn_from, text_shares
+from tests.integrations.vllm.texts import TEXTS
 from trimtab.decoding.entropy_gate import GateSettings
 from trimtab.integrations.vllm.entropy_adaptive.options import REQUESTS
 
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
-TEXTS = (
-    "The capital of France is",
-    "Once upon a time, in a small village by the sea,",
-    "def fibonacci(n):\n",
-    "Q: What is 12 + 30?\nA:",
-    "The three primary colours are red, " * 12,
-    "Dear Sir or Madam,",
-    "List of planets: Mercury, Venus,",
-    "In 1969, the first",
-    "The recipe for bread needs",
-    "import numpy as np\n",
-    "Water boils at",
-    "She opened the door and",
-)
 TOKENS = 24
 WINDOW = 2
 SAMPLES = 300
