@@ -37,7 +37,8 @@ $(VENV)/.test: pyproject.toml $(VENV)/.demo
 demo: $(VENV)/.demo  ## install into .venv and show trimtab beside plain generate
 	$(BIN)/python bench/demo.py
 
-# Two at a time and one thread each: most tests, engines of vLLM among them, cannot fill two cores on their own.
+# Two at a time and one thread each: most tests, engines of vLLM among them, cannot fill two cores on their own. Three
+# at a time run out of 24 GiB.
 test: check  ## everything CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
 
