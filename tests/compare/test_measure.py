@@ -48,9 +48,16 @@ def run(
     score: Callable[[Prompt, str], float] | None = None,
     seen: Callable[[Record], None] = lambda record: None,
 ) -> list[Record]:
-    sides = {"a": Clockwork("a", log), "b": Clockwork("b", log, fails)}
     return measure(
-        sides, PROMPTS, journal, rounds=rounds, max_new_tokens=8, seeds={"a": 7, "b": 7}, score=score, seen=seen
+        ["a", "b"],
+        PROMPTS,
+        journal,
+        ready=lambda: {"a": Clockwork("a", log), "b": Clockwork("b", log, fails)},
+        rounds=rounds,
+        max_new_tokens=8,
+        seeds={"a": 7, "b": 7},
+        score=score,
+        seen=seen,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .engines import Decoder
 from .journal import Journal
@@ -16,24 +16,12 @@ WARM_UP_TOKENS = 16
 Score = Callable[[Prompt, str], float]
 
 
-def kept(sides: Collection[str], prompts: Sequence[Prompt], journal: Journal, rounds: int) -> list[Record]:
-    """The journal's records of these sides, prompts and rounds: it may have others, of a run that was longer."""
-    names = {prompt.id for prompt in prompts}
-    return [
-        record for record in journal.records if record.id in names and record.round < rounds and record.side in sides
-    ]
-
-
-def complete(sides: Sequence[str], prompts: Sequence[Prompt], rounds: int, records: Sequence[Record]) -> bool:
-    """Whether there is nothing left to measure."""
-    return len({(record.id, record.round, record.side) for record in records}) == len(sides) * len(prompts) * rounds
-
-
 def measure(
-    sides: Mapping[str, Decoder],
+    sides: Sequence[str],
     prompts: Sequence[Prompt],
     journal: Journal,
     *,
+    ready: Callable[[], Mapping[str, Decoder]],
     rounds: int,
     max_new_tokens: int,
     seeds: Mapping[str, int],
@@ -44,9 +32,11 @@ def measure(
     """Measure what the journal does not have yet.
 
     Args:
-        sides: by name, in their order.
+        sides: names, in their order.
         prompts: in theirs.
         journal: of this run.
+        ready: gives the sides by name. Called once, and only if there is something to measure: a complete run is read
+            without loading models that would decode nothing.
         rounds: how often every prompt is decoded by each side, at most.
         max_new_tokens: of each text.
         seeds: of each side's sampling; a prompt's own follows from it, its name and the round, so sides of one seed
@@ -59,23 +49,28 @@ def measure(
         The records of these prompts and rounds, in the order in which they were measured. A side that raised has a
         record that says so.
     """
-    records = kept(sides, prompts, journal, rounds)
+    names = {prompt.id for prompt in prompts}
+    records = [
+        record for record in journal.records if record.id in names and record.round < rounds and record.side in sides
+    ]
     for record in records:
         seen(record)
     done = {(record.id, record.round, record.side) for record in records}
-    warm = False
-    for pair in turns(list(sides), len(prompts), rounds):
+    decoders: Mapping[str, Decoder] = {}
+    for pair in turns(sides, len(prompts), rounds):
         prompt = prompts[pair[0].prompt]
         missing = [turn for turn in pair if (prompt.id, turn.round, turn.side) not in done]
         if missing:
             if enough(records):
                 break
-            if not warm:
-                warm = True
-                _warm_up(sides, prompts, max_new_tokens)
+            if not decoders:
+                decoders = ready()
+                _warm_up(decoders, prompts, max_new_tokens)
         for turn in missing:
             seed = prompt_seed(seeds[turn.side], prompt.id, turn.round)
-            record = _measured(sides[turn.side], prompt, turn.side, turn.round, turn.first, seed, max_new_tokens, score)
+            record = _measured(
+                decoders[turn.side], prompt, turn.side, turn.round, turn.first, seed, max_new_tokens, score
+            )
             journal.append(record)
             records.append(record)
             seen(record)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..command_support import import_quietly
+from .engines import Decoder
 from .journal import Journal
-from .measure import complete, kept, measure
+from .measure import measure
 from .records import Record
 from .scoring import Task
 from .session import Settings, journal_path, machine, opened
@@ -39,7 +40,8 @@ def run(
         identity: what must be the same for a run to go on; the machine is added to it.
         json_file: whose journal keeps the records while they come; None keeps them in memory.
         seen: called with every record.
-        started: called with the number of records to come; what it returns is entered while they do.
+        started: called with the number of records, once there is something to measure; what it returns is entered while
+            that is done.
         enough: asked after each prompt; true ends the run.
 
     Returns:
@@ -52,25 +54,23 @@ def run(
     from .provenance import provenance
 
     found = provenance()
-    total = len(sides) * len(task.prompts) * settings.rounds
-    with Journal(journal_path(json_file), {**identity, "machine": machine(found)}) as journal:
-        records = kept(sides, task.prompts, journal, settings.rounds)
-        if complete(list(sides), task.prompts, settings.rounds, records) or enough(records):
-            # asked for another report, say: models that would decode nothing are not loaded
-            with started(total):
-                for record in records:
-                    seen(record)
-            return found, records
-        with opened(sides, settings) as decoders, started(total):
-            records = measure(
-                decoders,
-                task.prompts,
-                journal,
-                rounds=settings.rounds,
-                max_new_tokens=settings.max_new_tokens,
-                seeds={side: setup.sampling.get("seed", settings.seed) for side, setup in sides.items()},
-                score=task.score,
-                seen=seen,
-                enough=enough,
-            )
+    with Journal(journal_path(json_file), {**identity, "machine": machine(found)}) as journal, ExitStack() as stack:
+
+        def ready() -> Mapping[str, Decoder]:
+            decoders = stack.enter_context(opened(sides, settings))
+            stack.enter_context(started(len(sides) * len(task.prompts) * settings.rounds))
+            return decoders
+
+        records = measure(
+            list(sides),
+            task.prompts,
+            journal,
+            ready=ready,
+            rounds=settings.rounds,
+            max_new_tokens=settings.max_new_tokens,
+            seeds={side: setup.sampling.get("seed", settings.seed) for side, setup in sides.items()},
+            score=task.score,
+            seen=seen,
+            enough=enough,
+        )
     return found, records
