@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor
 
-from tests.integrations.vllm.composite.running import assert_same_or_tied, log_probs
+from tests.integrations.vllm.composite.running import assert_same_or_tied, generated, log_probs
 from tests.integrations.vllm.engine import run
 from tests.integrations.vllm.family import Family
 from tests.integrations.vllm.sampled_texts import assert_drawn_from, text_shares
@@ -63,9 +62,7 @@ def test_the_second_runner_writes_the_same(family: Family) -> None:
         max_num_batched_tokens=64,
     )
     assert ours["v2"]
-    for request, samples in zip(asked, ours["outputs"], strict=True):
-        ids = torch.tensor([request["prompt"]])
-        expected = family.models["large"].generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=-1)
-        assert samples[0]["tokens"] == expected[0, ids.shape[1] :].tolist()
+    expected = generated(family.models["large"], [request["prompt"] for request in asked], 8)
+    assert [samples[0]["tokens"] for samples in ours["outputs"]] == expected
     accepted, windows = (ours["metrics"][f"vllm:spec_decode_num_{name}"] for name in ("accepted_tokens", "drafts"))
     assert accepted > 2 * windows

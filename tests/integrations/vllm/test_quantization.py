@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 import trimtab
+from tests.integrations.vllm.composite.running import generated
 from tests.integrations.vllm.engine import TRACED, run
 from tests.integrations.vllm.family import Family
 from tests.integrations.vllm.texts import TEXTS
@@ -90,9 +91,8 @@ def test_the_second_runner_writes_the_same(family: Family) -> None:
     )
     assert result["v2"]
     low = trimtab.quantize_(copy.deepcopy(family.models["large"]), "w8a16")
-    ids = family.tokenizer(text, return_tensors="pt").input_ids
-    expected = low.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=-1)
-    assert result["outputs"][0][0]["tokens"] == expected[0, ids.shape[1] :].tolist()
+    (expected,) = generated(low, [family.tokenizer(text).input_ids], 6)
+    assert result["outputs"][0][0]["tokens"] == expected
 
 
 def asked() -> list[dict[str, Any]]:
